@@ -1,0 +1,1 @@
+"""One file a subcommand: read the arguments, call one pipeline function, show the result."""

@@ -1,0 +1,1 @@
+"""What lies on disk: images, dataset.json, workspace, splits, the preprocessed store."""

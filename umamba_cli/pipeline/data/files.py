@@ -1,0 +1,148 @@
+"""Writing files so that one that exists is complete, and reading JSON with errors that name the file."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pydantic
+
+from umamba_cli.pipeline.errors import InputError, WorkError
+
+Model = TypeVar("Model", bound=pydantic.BaseModel)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` to write to; on success it is renamed to `path`, on failure removed.
+
+    The temporary name keeps `path`'s whole suffix (`.nii.gz`), from which image writers take the format. The content is
+    flushed to disk before the rename, so that a power cut leaves the old file or the new one.
+
+    Raises:
+        WorkError: the folder cannot be written to, or the disk is full.
+    """
+    stem, dot, suffixes = path.name.partition(".")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{stem}.partial-", suffix=dot + suffixes, dir=path.parent)
+        os.close(handle)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+    temporary = Path(name)
+    try:
+        yield temporary
+        _flush(temporary)
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _umask() -> int:
+    # The mask can only be read by setting it. mkstemp makes files private; shared folders want the user's own mask.
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _cannot_write(path: Path, error: OSError) -> WorkError:
+    return WorkError(
+        f"cannot write {path}: {error.strerror or error}",
+        next_step="make room or get write permission there, then run the same command again",
+    )
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write a JSON file whole or not at all; numpy numbers and arrays, paths and models are converted.
+
+    Not-a-number becomes null: JSON has no NaN, and other readers refuse it.
+    """
+    write_text(path, json.dumps(to_plain(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def to_plain(content: object) -> object:
+    """The same content made of what JSON knows: dict, list, str, int, float, bool and None."""
+    if isinstance(content, pydantic.BaseModel):
+        return to_plain(content.model_dump(mode="json", by_alias=True, exclude_none=False))
+    if isinstance(content, Mapping):
+        return {str(key): to_plain(value) for key, value in content.items()}
+    if isinstance(content, np.ndarray):
+        return to_plain(content.tolist())
+    if isinstance(content, list | tuple | set | frozenset):
+        return [to_plain(value) for value in content]
+    if isinstance(content, np.generic):
+        return to_plain(content.item())
+    if isinstance(content, float):
+        return content if np.isfinite(content) else None
+    if isinstance(content, Path):
+        return str(content)
+    return content
+
+
+def read_json(path: Path, *, next_step: str = "") -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        InputError: the file is missing, unreadable or no JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist", next_step=next_step) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read: {error}", next_step=next_step) from error
+    except json.JSONDecodeError as error:
+        raise InputError(
+            f"{path} is no valid JSON: {error.msg} in line {error.lineno}, column {error.colno}",
+            next_step="correct the file",
+        ) from error
+
+
+def read_model(path: Path, model: type[Model], *, next_step: str = "") -> Model:
+    """A JSON file as a validated pydantic model.
+
+    Raises:
+        InputError: the file cannot be read, or a key does not hold what is allowed; every such key is listed.
+    """
+    return validated(model.model_validate, read_json(path, next_step=next_step), source=str(path))
+
+
+def validated(build: Callable[[Any], Model], content: object, *, source: str) -> Model:
+    """Build a pydantic model from `content`, its complaints turned into one InputError that names `source`."""
+    try:
+        return build(content)
+    except pydantic.ValidationError as error:
+        details = [_complaint(item) for item in error.errors(include_url=False)]
+        raise InputError(
+            f"{source}: {len(details)} value{'s' if len(details) > 1 else ''} not allowed",
+            details=details,
+            next_step="correct the file",
+        ) from error
+
+
+def _complaint(item: Any) -> str:
+    key = ".".join(str(part) for part in item["loc"]) or "(whole file)"
+    message = item["msg"].removeprefix("Value error, ")
+    if item["type"] == "missing":
+        return f"{key}: missing"
+    return f"{key}: {message} (is {json.dumps(to_plain(item['input']), default=str)[:80]})"

@@ -1,0 +1,125 @@
+"""The folds of cross-validation: `splits.json`, a list of {"train": [...], "val": [...]}."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from umamba_cli.pipeline.data.files import read_json, write_json
+from umamba_cli.pipeline.errors import InputError
+
+FOLDS = 5
+SEED = 12345  # nnU-Net's, so that its folds are met
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Identifiers of the cases trained on and of those held back."""
+
+    train: tuple[str, ...]
+    val: tuple[str, ...]
+
+
+def make_folds(identifiers: Sequence[str], *, group_by: str | None = None) -> list[Fold]:
+    """Five folds of shuffled cases, the same ones that nnU-Net makes; fewer where there are fewer cases.
+
+    Args:
+        identifiers: the cases.
+        group_by: a regular expression; cases whose identifiers match it with the same text stay in one fold. The text
+            is the first group where the expression has one, otherwise the whole match.
+
+    Raises:
+        InputError: the expression is none or does not match every case, or there are fewer than two groups.
+
+    Source: nnU-Net's `generate_crossval_split` (scikit-learn's KFold over the sorted cases, shuffled with seed 12345).
+    """
+    from sklearn.model_selection import KFold
+
+    groups = _groups(sorted(identifiers), group_by)
+    names = sorted(groups)
+    if len(names) < 2:
+        raise InputError(
+            f"{len(names)} group of cases cannot be split into folds",
+            next_step="give at least two cases (or patients), or write splits.json yourself",
+        )
+    folds = KFold(n_splits=min(FOLDS, len(names)), shuffle=True, random_state=SEED).split(np.arange(len(names)))
+    return [
+        Fold(
+            train=tuple(case for index in train for case in groups[names[index]]),
+            val=tuple(case for index in val for case in groups[names[index]]),
+        )
+        for train, val in folds
+    ]
+
+
+def _groups(identifiers: Sequence[str], group_by: str | None) -> dict[str, list[str]]:
+    if group_by is None:
+        return {name: [name] for name in identifiers}
+    try:
+        pattern = re.compile(group_by)
+    except re.error as error:
+        raise InputError(f"--group-by {group_by!r} is no regular expression: {error}") from error
+    groups: dict[str, list[str]] = defaultdict(list)
+    unmatched = []
+    for name in identifiers:
+        match = pattern.search(name)
+        if match is None:
+            unmatched.append(name)
+        else:
+            groups[match.group(1) if pattern.groups else match.group()].append(name)
+    if unmatched:
+        raise InputError(
+            f"--group-by {group_by!r} matches {len(identifiers) - len(unmatched)} of {len(identifiers)} cases",
+            details=unmatched,
+            next_step="give an expression that finds the patient in every identifier",
+        )
+    return dict(groups)
+
+
+def write_folds(path: Path, folds: Sequence[Fold]) -> None:
+    """Write `splits.json`."""
+    write_json(path, [{"train": fold.train, "val": fold.val} for fold in folds])
+
+
+def read_folds(path: Path) -> list[Fold]:
+    """Read `splits.json`; nnU-Net's `splits_final.json` has the same form.
+
+    Raises:
+        InputError: the file does not hold folds, a fold trains on nothing, or trains on a case that it holds back.
+    """
+    content = read_json(path, next_step="run `umamba plan` first")
+    try:
+        folds = [Fold(tuple(map(str, fold["train"])), tuple(map(str, fold["val"]))) for fold in content]
+    except (TypeError, KeyError) as error:
+        raise InputError(
+            f'{path} does not hold folds: a list of {{"train": [...], "val": [...]}} is expected',
+            next_step="correct the file, or remove it and run `umamba plan` again",
+        ) from error
+    for number, fold in enumerate(folds):
+        if both := sorted(set(fold.train) & set(fold.val)):
+            raise InputError(
+                f"{path}: fold {number} trains on {len(both)} of the cases that it holds back",
+                details=both,
+                next_step="correct the file",
+            )
+        if not fold.train:
+            raise InputError(f"{path}: fold {number} has no case to train on", next_step="correct the file")
+    return folds
+
+
+def choose_fold(folds: Sequence[Fold], fold: int | str, identifiers: Sequence[str]) -> Fold:
+    """One fold by number; `all` trains on every case and holds none back.
+
+    Raises:
+        InputError: there is no such fold.
+    """
+    if fold == "all":
+        return Fold(tuple(sorted(identifiers)), ())
+    if not isinstance(fold, int) or not 0 <= fold < len(folds):
+        raise InputError(f"there is no fold {fold}", next_step=f"choose one of 0 to {len(folds) - 1}, or all")
+    return folds[fold]

@@ -1,0 +1,153 @@
+"""Preprocessed cases on disk: `CASE.b2nd`, `CASE_seg.b2nd` and `CASE.json`, compressed in chunks and read by patch.
+
+The JSON file is written last: a case that has one is complete. Voxels of each class, for oversampling the foreground,
+are kept beside the labels as metadata of `CASE_seg.b2nd`, one entry a class, so that a patch reads only the one it needs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from umamba_cli.pipeline.data.files import read_json, replacing, write_json
+from umamba_cli.pipeline.geometry import Shape
+
+# A block is the unit of decompression and should stay in a core's cache, a chunk the unit of reading.
+_BLOCK_BYTES = 256 * 1024
+
+
+@dataclass(frozen=True)
+class StoredCase:
+    """One preprocessed case, read lazily."""
+
+    folder: Path
+    identifier: str
+
+    @cached_property
+    def properties(self) -> dict[str, Any]:
+        """What preprocessing noted: grids, crop, the plans' digest."""
+        content = read_json(self.folder / f"{self.identifier}.json")
+        assert isinstance(content, dict)
+        return content
+
+    @cached_property
+    def image(self) -> Any:
+        """float32 (channels, z, y, x); a blosc2 array, sliced like numpy's."""
+        return _open(self.folder / f"{self.identifier}.b2nd")
+
+    @cached_property
+    def labels(self) -> Any:
+        """Labels (1, z, y, x), -1 outside the nonzero mask; a blosc2 array, sliced like numpy's."""
+        return _open(self.folder / f"{self.identifier}_seg.b2nd")
+
+    @property
+    def shape(self) -> Shape:
+        """Voxels along z, y, x."""
+        return tuple(self.image.shape[1:])
+
+    @cached_property
+    def classes(self) -> tuple[int, ...]:
+        """The classes whose voxels were noted, those of the foreground that the case holds."""
+        names = [name.removeprefix("class_") for name in _names(self.labels) if name.startswith("class_")]
+        return tuple(sorted(int(name) for name in names))
+
+    def class_voxels(self, label: int) -> NDArray[np.int64]:
+        """Some voxels of one class, as indices into the raveled (z, y, x) volume."""
+        return np.frombuffer(self.labels.schunk.vlmeta[f"class_{label}"], dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class Store:
+    """The preprocessed cases of one configuration."""
+
+    folder: Path
+
+    def case(self, identifier: str) -> StoredCase:
+        """A case; nothing is read yet."""
+        return StoredCase(self.folder, identifier)
+
+    def digest(self, identifier: str) -> str | None:
+        """The digest of the plans that a complete case was made with; None where there is no complete case."""
+        path = self.folder / f"{identifier}.json"
+        return str(read_json(path).get("digest")) if path.is_file() else None
+
+    def write(
+        self,
+        identifier: str,
+        image: NDArray[np.float32],
+        labels: NDArray[np.integer[Any]],
+        class_voxels: Mapping[int, NDArray[np.int64]],
+        properties: Mapping[str, Any],
+        *,
+        patch_size: Sequence[int],
+    ) -> None:
+        """Write a case, its JSON file last.
+
+        Args:
+            identifier: the case.
+            image: float32 (channels, z, y, x).
+            labels: (1, z, y, x), -1 outside the nonzero mask.
+            class_voxels: raveled indices of some voxels of each class.
+            properties: what the JSON file shall hold.
+            patch_size: what training reads at a time, (z, y, x) or (y, x); chunks are as large.
+
+        Raises:
+            WorkError: the disk is full or the folder cannot be written to.
+        """
+        done = self.folder / f"{identifier}.json"
+        done.unlink(missing_ok=True)
+        _save(self.folder / f"{identifier}.b2nd", image, patch_size, {})
+        metadata = {f"class_{label}": indices.tobytes() for label, indices in class_voxels.items()}
+        kind = np.int8 if labels.max(initial=0) < 128 else np.int16
+        _save(self.folder / f"{identifier}_seg.b2nd", labels.astype(kind), patch_size, metadata)
+        write_json(done, properties)
+
+
+def chunk_shape(shape: Shape, patch_size: Sequence[int]) -> Shape:
+    """A chunk of an array (channels, z, y, x): all channels of one patch, clipped to the array."""
+    patch = (1,) * (len(shape) - 1 - len(patch_size)) + tuple(patch_size)
+    return (shape[0], *(min(n, p) for n, p in zip(shape[1:], patch, strict=True)))
+
+
+def block_shape(chunk: Shape, itemsize: int) -> Shape:
+    """A block of a chunk: one channel, halved along its longest axis until it fits the cache."""
+    block = [1, *chunk[1:]]
+    while math.prod(block) * itemsize > _BLOCK_BYTES:
+        longest = block.index(max(block))
+        block[longest] = math.ceil(block[longest] / 2)
+    return tuple(block)
+
+
+def _save(path: Path, array: NDArray[Any], patch_size: Sequence[int], metadata: Mapping[str, bytes]) -> None:
+    import blosc2
+
+    chunks = chunk_shape(array.shape, patch_size)
+    with replacing(path) as temporary:
+        temporary.unlink()  # blosc2 makes the file itself
+        stored = blosc2.asarray(
+            np.ascontiguousarray(array),
+            urlpath=str(temporary),
+            chunks=chunks,
+            blocks=block_shape(chunks, array.dtype.itemsize),
+            cparams={"codec": blosc2.Codec.ZSTD, "clevel": 5, "nthreads": 1},
+        )
+        for name, content in metadata.items():
+            stored.schunk.vlmeta[name] = content
+        del stored
+
+
+def _open(path: Path) -> Any:
+    import blosc2
+
+    return blosc2.open(str(path), mode="r", dparams={"nthreads": 1})
+
+
+def _names(array: Any) -> list[str]:
+    return [name.decode() if isinstance(name, bytes) else str(name) for name in array.schunk.vlmeta]

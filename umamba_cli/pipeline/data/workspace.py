@@ -1,0 +1,167 @@
+"""The folder that one dataset's work lies in, and the folder of one training run."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from umamba_cli.pipeline.data.dataset import Dataset, open_dataset
+from umamba_cli.pipeline.data.files import read_json, write_json
+from umamba_cli.pipeline.errors import InputError
+
+WORKSPACE_FORMAT = 1
+DEFAULT_ROOT = "umamba_work"
+
+
+def default_workspace(dataset: Path) -> Path:
+    """`umamba_work/DATASETNAME` in the current folder."""
+    return Path(DEFAULT_ROOT) / dataset.resolve().name
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The places in a workspace. Making one reads and writes nothing; see `create_workspace` and `open_workspace`."""
+
+    folder: Path
+
+    @property
+    def description_file(self) -> Path:
+        """Format version, and where the dataset is."""
+        return self.folder / "workspace.json"
+
+    @property
+    def fingerprint_file(self) -> Path:
+        """What was measured on the dataset."""
+        return self.folder / "fingerprint.json"
+
+    @property
+    def plans_file(self) -> Path:
+        """Every decision drawn from the fingerprint."""
+        return self.folder / "plans.json"
+
+    @property
+    def splits_file(self) -> Path:
+        """The folds."""
+        return self.folder / "splits.json"
+
+    @property
+    def logs(self) -> Path:
+        """One log file a command."""
+        return self.folder / "logs"
+
+    @property
+    def runs(self) -> Path:
+        """One folder a model and configuration, one below it a fold."""
+        return self.folder / "runs"
+
+    def preprocessed(self, configuration: str) -> Path:
+        """The preprocessed store of a configuration."""
+        return self.folder / "preprocessed" / configuration
+
+    def run(self, model: str, configuration: str, fold: int | str, tag: str = "") -> Run:
+        """The run of a model, a configuration and a fold (0, 1, ... or `all`)."""
+        name = "__".join(part for part in (model, configuration, tag) if part)
+        return Run(self.runs / name / f"fold_{fold}")
+
+    def dataset(self) -> Dataset:
+        """Open the dataset that the workspace was planned for.
+
+        Raises:
+            InputError: it is no longer where it was.
+        """
+        folder = Path(str(read_json(self.description_file).get("dataset", "")))
+        if not folder.is_dir():
+            raise InputError(
+                f"the dataset of workspace {self.folder} is no longer at {folder}",
+                next_step=f"move it back, or correct `dataset` in {self.description_file}",
+            )
+        return open_dataset(folder)
+
+
+@dataclass(frozen=True)
+class Run:
+    """The places in the folder of one fold's training."""
+
+    folder: Path
+
+    @property
+    def configuration_file(self) -> Path:
+        """The whole configuration, versions, seed and device."""
+        return self.folder / "run.json"
+
+    @property
+    def log_file(self) -> Path:
+        """One line an epoch."""
+        return self.folder / "log.jsonl"
+
+    @property
+    def progress_picture(self) -> Path:
+        """Losses, Dice and epoch time."""
+        return self.folder / "progress.png"
+
+    @property
+    def validation(self) -> Path:
+        """Predictions of the fold's own cases, and summary.json."""
+        return self.folder / "validation"
+
+    def checkpoint(self, kind: str) -> Path:
+        """The checkpoint `latest`, `best` or `final`."""
+        return self.folder / f"checkpoint_{kind}.safetensors"
+
+    @property
+    def is_finished(self) -> bool:
+        """True once the last epoch is done."""
+        return self.checkpoint("final").is_file()
+
+
+def create_workspace(folder: Path, dataset: Dataset) -> Workspace:
+    """Make the workspace of a dataset, or take the one that is there.
+
+    Raises:
+        InputError: the folder is the workspace of another dataset, or holds something else.
+    """
+    workspace = Workspace(folder)
+    if workspace.description_file.exists():
+        other = read_json(workspace.description_file).get("dataset")
+        if Path(str(other)).name != dataset.folder.name:
+            raise InputError(
+                f"{folder} is the workspace of {other}, not of {dataset.folder}",
+                next_step="choose another folder with -w, or remove that one",
+            )
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(
+            f"{folder} is not empty and no workspace", next_step="choose another folder with -w, or empty that one"
+        )
+    write_json(workspace.description_file, {"format": WORKSPACE_FORMAT, "dataset": dataset.folder})
+    return workspace
+
+
+def open_workspace(folder: Path) -> Workspace:
+    """Open a workspace.
+
+    Raises:
+        InputError: the folder is none, or was made by a newer version.
+    """
+    workspace = Workspace(folder)
+    how = "make it with `umamba plan DATASET -w WORKSPACE`"
+    if not workspace.description_file.is_file():
+        raise InputError(f"{folder} is no workspace (no workspace.json in it)", next_step=how)
+    version = read_json(workspace.description_file).get("format")
+    if version != WORKSPACE_FORMAT:
+        raise InputError(
+            f"{folder} has workspace format {version}, this umamba knows {WORKSPACE_FORMAT}",
+            next_step="update umamba, or plan again in a new folder",
+        )
+    return workspace
+
+
+def valid_tag(tag: str) -> str:
+    """The tag itself, where it can be part of a folder's name.
+
+    Raises:
+        InputError: it holds other than letters, digits, dots and hyphens.
+    """
+    if tag and not re.fullmatch(r"[A-Za-z0-9.-]+", tag):
+        raise InputError(f"tag {tag!r} cannot be part of a folder's name", next_step="use letters, digits, '.' and '-'")
+    return tag

@@ -1,0 +1,1 @@
+"""Tiles, prediction and export to the grid of the image."""

@@ -1,0 +1,1 @@
+"""Formats of other systems (nnU-Net, released U-Mamba, Medical Segmentation Decathlon)."""

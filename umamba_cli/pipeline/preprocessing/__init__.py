@@ -1,0 +1,1 @@
+"""Crop, normalise and resample, one case at a time."""

@@ -1,0 +1,66 @@
+"""What this process may use: cores, memory and disk."""
+
+from __future__ import annotations
+
+import multiprocessing
+import shutil
+import sys
+from multiprocessing.context import BaseContext
+from pathlib import Path
+
+from umamba_cli.pipeline.errors import InputError
+
+_GIB = 1024**3
+
+
+def usable_cores() -> int:
+    """Cores that this process may use, its affinity and its cgroup's quota counted."""
+    import joblib
+
+    return int(joblib.cpu_count())
+
+
+def free_memory_bytes() -> int:
+    """Memory that can be taken without swapping: what the machine has free, or what the cgroup still allows."""
+    import psutil
+
+    free = int(psutil.virtual_memory().available)
+    for limit, used in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        try:
+            free = min(free, int(Path(limit).read_text()) - int(Path(used).read_text()))
+        except (OSError, ValueError):  # no such cgroup, or the limit is "max"
+            continue
+    return max(free, 0)
+
+
+def default_workers(bytes_each: int = _GIB) -> int:
+    """Worker processes that fit the cores and, at `bytes_each`, the free memory; at least one."""
+    return max(1, min(usable_cores(), free_memory_bytes() // max(bytes_each, 1)))
+
+
+def require_disk(folder: Path, needed_bytes: int) -> None:
+    """Make sure that `needed_bytes` are free where `folder` is or will be.
+
+    Raises:
+        InputError: they are not.
+    """
+    existing = folder.resolve()
+    while not existing.exists():
+        existing = existing.parent
+    free = shutil.disk_usage(existing).free
+    if free < needed_bytes:
+        raise InputError(
+            f"{folder} needs about {needed_bytes / _GIB:.1f} GiB, the disk has {free / _GIB:.1f} GiB free",
+            next_step="make room, or choose a workspace on another disk",
+        )
+
+
+def worker_context() -> BaseContext:
+    """How worker processes are started: from a clean server process where the system has one, otherwise afresh.
+
+    A plain fork of this process would inherit its threads' locks (OpenMP's above all) and could hang.
+    """
+    return multiprocessing.get_context("spawn" if sys.platform == "win32" else "forkserver")

@@ -1,0 +1,1 @@
+"""Patches, augmentation, losses, schedule, checkpoints and the training loop."""

@@ -1,0 +1,1 @@
+"""What joins stages: a training with its final validation, the demo."""

@@ -82,7 +82,8 @@ class Grid:
             return [f"size is {size_text(self.shape)} and {size_text(other.shape)}"]
         found = []
         if not _all_close(self.spacing_mm, other.spacing_mm, relative=relative_spacing):
-            found.append(f"spacing is {numbers_text(self.spacing_mm)} and {numbers_text(other.spacing_mm)} mm (z, y, x)")
+            spacings = f"{numbers_text(self.spacing_mm)} and {numbers_text(other.spacing_mm)}"
+            found.append(f"spacing is {spacings} mm (z, y, x)")
         if not _all_close(self.origin_mm, other.origin_mm, absolute=absolute):
             found.append(f"origin is {numbers_text(self.origin_mm)} and {numbers_text(other.origin_mm)} mm (x, y, z)")
         if not _all_close(self.direction, other.direction, absolute=absolute):

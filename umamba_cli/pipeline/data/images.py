@@ -1,7 +1,7 @@
 """Reading and writing images and label maps.
 
-NIfTI, MHA, NRRD and whatever else SimpleITK knows; PNG, BMP and TIFF through imageio. Arrays are (channels, z, y, x) and
-(z, y, x); a 2D file gets a z axis of one voxel.
+NIfTI, MHA, NRRD and whatever else SimpleITK knows; PNG, BMP and TIFF through imageio. Arrays are (channels, z, y, x)
+and (z, y, x); a 2D file gets a z axis of one voxel.
 """
 
 from __future__ import annotations
@@ -81,12 +81,11 @@ def read_label_map(path: Path) -> LabelMap:
         UnreadableImage: the file cannot be read, or holds more than one channel.
     """
     channels, grid = _read_channels(path)
-    if len(channels) > 1:
-        if not (channels == channels[:1]).all():
-            raise UnreadableImage(
-                f"{path.name} has {len(channels)} different channels, a label map has one",
-                next_step="store the labels as one number a pixel, not as colours",
-            )
+    if len(channels) > 1 and not (channels == channels[:1]).all():
+        raise UnreadableImage(
+            f"{path.name} has {len(channels)} different channels, a label map has one",
+            next_step="store the labels as one number a pixel, not as colours",
+        )
     return LabelMap(channels[0], grid)
 
 

@@ -1,7 +1,7 @@
 """Preprocessed cases on disk: `CASE.b2nd`, `CASE_seg.b2nd` and `CASE.json`, compressed in chunks and read by patch.
 
 The JSON file is written last: a case that has one is complete. Voxels of each class, for oversampling the foreground,
-are kept beside the labels as metadata of `CASE_seg.b2nd`, one entry a class, so that a patch reads only the one it needs.
+are kept beside the labels as metadata of `CASE_seg.b2nd`, one entry a class: a patch reads only the one it needs.
 """
 
 from __future__ import annotations

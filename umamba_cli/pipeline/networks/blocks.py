@@ -1,0 +1,81 @@
+"""The convolutional building blocks, in any number of dimensions.
+
+Sources: Isensee et al., "nnU-Net", Nature Methods 2021 (convolution, instance norm, leaky ReLU); He et al., "Deep
+Residual Learning", CVPR 2016 (the residual block).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+NEGATIVE_SLOPE = 0.01
+
+CONVOLUTION: dict[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
+TRANSPOSED: dict[int, type[nn.ConvTranspose2d] | type[nn.ConvTranspose3d]] = {
+    2: nn.ConvTranspose2d,
+    3: nn.ConvTranspose3d,
+}
+INSTANCE_NORM: dict[int, type[nn.InstanceNorm2d] | type[nn.InstanceNorm3d]] = {
+    2: nn.InstanceNorm2d,
+    3: nn.InstanceNorm3d,
+}
+
+
+def convolution(inputs: int, outputs: int, kernel_size: Sequence[int], stride: Sequence[int] | None = None) -> nn.Module:
+    """A convolution padded so that stride 1 keeps the size; the number of axes is that of `kernel_size`."""
+    axes = len(kernel_size)
+    return CONVOLUTION[axes](
+        inputs,
+        outputs,
+        tuple(kernel_size),  # type: ignore[arg-type]
+        stride=tuple(stride or (1,) * axes),  # type: ignore[arg-type]
+        padding=tuple((k - 1) // 2 for k in kernel_size),  # type: ignore[arg-type]
+    )
+
+
+class ConvolutionBlock(nn.Module):
+    """Convolution, instance norm, leaky ReLU (the latter optional, for the end of a residual branch)."""
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel_size: Sequence[int],
+        stride: Sequence[int] | None = None,
+        *,
+        activation: bool = True,
+    ) -> None:
+        super().__init__()
+        self.conv = convolution(inputs, outputs, kernel_size, stride)
+        self.norm = INSTANCE_NORM[len(kernel_size)](outputs, eps=1e-5, affine=True)
+        self.activation = nn.LeakyReLU(NEGATIVE_SLOPE, inplace=True) if activation else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs, ...) to (B, outputs, ...)."""
+        y: Tensor = self.activation(self.norm(self.conv(x)))
+        return y
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions around which the input is added; where size or width change, through a 1x1 convolution.
+
+    Source: U-Mamba, arXiv 2401.04722, figure 1 (residual block): the shortcut carries no norm.
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, kernel_size: Sequence[int], stride: Sequence[int] | None = None
+    ) -> None:
+        super().__init__()
+        axes = len(kernel_size)
+        self.first = ConvolutionBlock(inputs, outputs, kernel_size, stride)
+        self.second = ConvolutionBlock(outputs, outputs, kernel_size, activation=False)
+        changes = inputs != outputs or any(s > 1 for s in stride or ())
+        self.shortcut = convolution(inputs, outputs, (1,) * axes, stride) if changes else nn.Identity()
+        self.activation = nn.LeakyReLU(NEGATIVE_SLOPE, inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs, ...) to (B, outputs, ...)."""
+        y: Tensor = self.activation(self.second(self.first(x)) + self.shortcut(x))
+        return y

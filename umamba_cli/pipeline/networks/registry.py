@@ -1,0 +1,141 @@
+"""Models by name, to which other packages can add.
+
+A package adds a model with an entry point in the group `umamba.models`::
+
+    [project.entry-points."umamba.models"]
+    my-model = "my_package:build_my_model"
+
+where `build_my_model(plan: NetworkPlan) -> torch.nn.Module`; or, within a process, with `register_model`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from typing import Literal
+
+from torch import nn
+
+from umamba_cli.pipeline.errors import InputError
+from umamba_cli.pipeline.networks.architecture import Architecture, Axes
+from umamba_cli.pipeline.networks.unet import UNet
+
+ENTRY_POINTS = "umamba.models"
+
+
+@dataclass(frozen=True)
+class NetworkPlan:
+    """What plans and dataset decide about any network, whatever the model."""
+
+    input_channels: int
+    outputs: int
+    patch_size: Axes
+    features_per_stage: tuple[int, ...]
+    strides: tuple[Axes, ...]
+    kernel_sizes: tuple[Axes, ...]
+    blocks_per_stage: tuple[int, ...]
+    blocks_per_stage_decoder: tuple[int, ...]
+
+
+Builder = Callable[[NetworkPlan], nn.Module]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network family."""
+
+    name: str
+    build: Builder
+    """Makes the network, freshly initialised. In training mode it returns a list of logits, full resolution first."""
+
+    description: str
+    """One line with the paper."""
+
+
+_MODELS: dict[str, Model] = {}
+
+
+def register_model(name: str, build: Builder, description: str = "") -> None:
+    """Add a model, or replace the one of that name."""
+    _MODELS[name] = Model(name, build, description)
+
+
+def available_models() -> dict[str, Model]:
+    """All models by name: those of umamba and those that installed packages add."""
+    found = {point.name: _from_entry_point(point) for point in entry_points(group=ENTRY_POINTS)}
+    return {**found, **_MODELS}
+
+
+def find_model(name: str) -> Model:
+    """A model by name.
+
+    Raises:
+        InputError: there is none of that name.
+    """
+    models = available_models()
+    if name not in models:
+        raise InputError(f"there is no model {name!r}", next_step=f"choose one of {', '.join(sorted(models))}")
+    return models[name]
+
+
+def build_network(name: str, plan: NetworkPlan) -> nn.Module:
+    """Build the network of a model for a plan, freshly initialised from torch's random state.
+
+    Raises:
+        InputError: there is no such model, or the plan does not suit it.
+    """
+    return find_model(name).build(plan)
+
+
+def _from_entry_point(point: EntryPoint) -> Model:
+    # Loaded when built, so that a broken package harms only those who ask for its model.
+    def build(plan: NetworkPlan) -> nn.Module:
+        network: nn.Module = point.load()(plan)
+        return network
+
+    return Model(point.name, build, f"from {point.value}")
+
+
+def _unet_builder(
+    *, block: Literal["plain", "residual"], mamba: Literal["none", "bottleneck", "encoder"], stem: bool
+) -> Builder:
+    def build(plan: NetworkPlan) -> nn.Module:
+        return UNet(
+            Architecture(
+                input_channels=plan.input_channels,
+                outputs=plan.outputs,
+                features_per_stage=plan.features_per_stage,
+                strides=plan.strides,
+                kernel_sizes=plan.kernel_sizes,
+                blocks_per_stage=plan.blocks_per_stage,
+                blocks_per_stage_decoder=plan.blocks_per_stage_decoder,
+                block=block,
+                stem=stem,
+                mamba=mamba,
+            )
+        )
+
+    return build
+
+
+register_model(
+    "unet",
+    _unet_builder(block="plain", mamba="none", stem=False),
+    "nnU-Net's U-Net (Isensee et al. 2021)",
+)
+register_model(
+    "umamba-none",
+    _unet_builder(block="residual", mamba="none", stem=True),
+    "U-Mamba's residual U-Net without Mamba, the baseline",
+)
+register_model(
+    "umamba-bot",
+    _unet_builder(block="residual", mamba="bottleneck", stem=True),
+    "U-Mamba with one Mamba layer in the bottleneck (Ma et al. 2024)",
+)
+register_model(
+    "umamba-enc",
+    _unet_builder(block="residual", mamba="encoder", stem=True),
+    "U-Mamba with a Mamba layer in every stage of the encoder (Ma et al. 2024)",
+)

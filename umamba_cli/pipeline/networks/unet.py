@@ -1,0 +1,151 @@
+"""One U-Net for every model: encoder, decoder with skips, and a head at every resolution for deep supervision.
+
+Sources: Ronneberger et al., "U-Net", 2015 (encoder, decoder, skips); Isensee et al., "nnU-Net", 2021 (strided and
+transposed convolutions, deep supervision); Ma, Li and Wang, "U-Mamba", arXiv 2401.04722, figure 1 (residual blocks and
+Mamba layers in the encoder).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from umamba_cli.pipeline.errors import InputError
+from umamba_cli.pipeline.networks.architecture import Architecture, Axes
+from umamba_cli.pipeline.networks.blocks import NEGATIVE_SLOPE, TRANSPOSED, ConvolutionBlock, ResidualBlock, convolution
+from umamba_cli.pipeline.networks.mamba import MambaLayer
+
+# nnU-Net's plain stages count convolutions, U-Mamba's count residual blocks of two.
+_BLOCKS: dict[str, type[ConvolutionBlock] | type[ResidualBlock]] = {
+    "plain": ConvolutionBlock,
+    "residual": ResidualBlock,
+}
+
+
+class Encoder(nn.Module):
+    """Stages of blocks, each but the first entered by a stride, some followed by a Mamba layer."""
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        a = architecture
+        features = a.features_per_stage
+        self.stem = (
+            _stage(a.block, a.blocks_per_stage[0], a.input_channels, features[0], a.kernel_sizes[0])
+            if a.stem
+            else nn.Identity()
+        )
+        inputs = (features[0] if a.stem else a.input_channels, *features)
+        self.stages = nn.ModuleList(
+            _stage(a.block, a.blocks_per_stage[i], inputs[i], width, a.kernel_sizes[i], a.strides[i])
+            for i, width in enumerate(features)
+        )
+        last = len(features) - 1
+        self.mamba_layers = nn.ModuleList(
+            MambaLayer(width) if a.mamba == "encoder" or (a.mamba == "bottleneck" and i == last) else nn.Identity()
+            for i, width in enumerate(features)
+        )
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """(B, channels, ...) to the feature maps of all stages, full resolution first."""
+        x = self.stem(x)
+        maps = []
+        for stage, mamba in zip(self.stages, self.mamba_layers, strict=True):
+            x = mamba(stage(x))
+            maps.append(x)
+        return maps
+
+
+class DecoderStage(nn.Module):
+    """Upsample by a transposed convolution, put the skip beside it, apply blocks."""
+
+    def __init__(self, a: Architecture, index: int) -> None:
+        super().__init__()
+        below, width = a.features_per_stage[index + 1], a.features_per_stage[index]
+        stride = a.strides[index + 1]
+        self.upsample = TRANSPOSED[a.dimensions](below, width, stride, stride)  # type: ignore[arg-type]
+        self.blocks = _stage(a.block, a.blocks_per_stage_decoder[index], 2 * width, width, a.kernel_sizes[index])
+
+    def forward(self, below: Tensor, skip: Tensor) -> Tensor:
+        """The map from below and the encoder's at this resolution to the decoder's at this resolution."""
+        y: Tensor = self.blocks(torch.cat((self.upsample(below), skip), dim=1))
+        return y
+
+
+class UNet(nn.Module):
+    """A U-Net built from an `Architecture`.
+
+    In training mode it returns the logits of every decoder resolution, full resolution first; in evaluation mode those
+    of the full resolution alone.
+    """
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        self.architecture = architecture
+        self.encoder = Encoder(architecture)
+        stages = range(len(architecture.features_per_stage) - 1)
+        self.decoder = nn.ModuleList(DecoderStage(architecture, i) for i in stages)
+        ones = (1,) * architecture.dimensions
+        self.heads = nn.ModuleList(
+            convolution(architecture.features_per_stage[i], architecture.outputs, ones) for i in stages
+        )
+        self.apply(_initialise)
+
+    def forward(self, x: Tensor) -> list[Tensor] | Tensor:
+        """(B, channels, ...) to logits (B, outputs, ...), see the class.
+
+        Raises:
+            InputError: the size of `x` is not a multiple of the network's strides.
+        """
+        require_fitting_size(x.shape[2:], self.architecture)
+        *skips, x = self.encoder(x)
+        logits: list[Tensor] = []
+        for index in reversed(range(len(self.decoder))):
+            x = self.decoder[index](x, skips[index])
+            if self.training or index == 0:
+                logits.append(self.heads[index](x))
+        return logits[::-1] if self.training else logits[-1]
+
+
+def require_fitting_size(size: Axes, architecture: Architecture) -> None:
+    """Make sure that an input of this size can be halved as often as the architecture wants.
+
+    Raises:
+        InputError: it cannot; the problem names the nearest size that can.
+    """
+    if any(n % d or n < d for n, d in zip(size, architecture.divisor, strict=True)):
+        fitting = tuple(max(-(-n // d), 1) * d for n, d in zip(size, architecture.divisor, strict=True))
+        raise InputError(
+            f"a patch of {tuple(size)} does not fit the network, which needs multiples of {architecture.divisor}",
+            next_step=f"use {fitting}, the next size that fits",
+        )
+
+
+def _stage(
+    block: str, blocks: int, inputs: int, outputs: int, kernel_size: Axes, stride: Axes | None = None
+) -> nn.Sequential:
+    kind = _BLOCKS[block]
+    first = kind(inputs, outputs, kernel_size, stride)
+    return nn.Sequential(first, *(kind(outputs, outputs, kernel_size) for _ in range(blocks - 1)))
+
+
+def _initialise(module: nn.Module) -> None:
+    # He et al. 2015, for leaky ReLU, as nnU-Net does. Mamba's own projections keep their initialisation.
+    if isinstance(module, nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.ConvTranspose3d):
+        nn.init.kaiming_normal_(module.weight, a=NEGATIVE_SLOPE)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def count_parameters(network: nn.Module) -> int:
+    """Trainable numbers."""
+    return sum(p.numel() for p in network.parameters() if p.requires_grad)
+
+
+def resolutions(architecture: Architecture) -> list[tuple[int, ...]]:
+    """Downsampling of each head's output against the input, by axis, full resolution first."""
+    factors = [(1,) * architecture.dimensions]
+    for stride in architecture.strides[1:-1]:
+        factors.append(tuple(f * s for f, s in zip(factors[-1], stride, strict=True)))
+    return factors
+
+

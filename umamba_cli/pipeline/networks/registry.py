@@ -34,8 +34,18 @@ class NetworkPlan:
     features_per_stage: tuple[int, ...]
     strides: tuple[Axes, ...]
     kernel_sizes: tuple[Axes, ...]
+
+    convolutions_per_stage: tuple[int, ...]
+    """Of a plain network's encoder."""
+
+    convolutions_per_stage_decoder: tuple[int, ...]
+    """Of a plain network's decoder, by resolution, full resolution first."""
+
     blocks_per_stage: tuple[int, ...]
+    """Residual blocks, of two convolutions each, of a residual network's encoder."""
+
     blocks_per_stage_decoder: tuple[int, ...]
+    """Residual blocks of a residual network's decoder, by resolution, full resolution first."""
 
 
 Builder = Callable[[NetworkPlan], nn.Module]
@@ -101,6 +111,7 @@ def _unet_builder(
     *, block: Literal["plain", "residual"], mamba: Literal["none", "bottleneck", "encoder"], stem: bool
 ) -> Builder:
     def build(plan: NetworkPlan) -> nn.Module:
+        plain = block == "plain"
         return UNet(
             Architecture(
                 input_channels=plan.input_channels,
@@ -108,8 +119,10 @@ def _unet_builder(
                 features_per_stage=plan.features_per_stage,
                 strides=plan.strides,
                 kernel_sizes=plan.kernel_sizes,
-                blocks_per_stage=plan.blocks_per_stage,
-                blocks_per_stage_decoder=plan.blocks_per_stage_decoder,
+                blocks_per_stage=plan.convolutions_per_stage if plain else plan.blocks_per_stage,
+                blocks_per_stage_decoder=(
+                    plan.convolutions_per_stage_decoder if plain else plan.blocks_per_stage_decoder
+                ),
                 block=block,
                 stem=stem,
                 mamba=mamba,

@@ -1,0 +1,101 @@
+"""The Typer app, and the one place that turns an exception into a message and an exit code."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated, NoReturn
+
+import typer
+
+from umamba_cli.commands._console import current_console
+from umamba_cli.commands.check import check
+from umamba_cli.commands.demo import demo
+from umamba_cli.commands.doctor import doctor
+from umamba_cli.commands.evaluate import evaluate
+from umamba_cli.commands.plan import plan
+from umamba_cli.commands.predict import predict
+from umamba_cli.commands.preprocess import preprocess
+from umamba_cli.commands.train import train
+from umamba_cli.pipeline.errors import InputError, UmambaError, WorkError
+
+FAILED, INTERRUPTED = 1, 130
+
+app = typer.Typer(
+    name="umamba",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (check, plan, preprocess, train, predict, evaluate, demo, doctor):
+    app.command(no_args_is_help=command not in (demo, doctor))(command)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from umamba_cli import __version__
+
+        typer.echo(f"umamba {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def umamba(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """From a folder of labelled images to evaluated segmentations with U-Mamba, on any machine."""
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit: 0 done, 1 it failed, 2 the input is wrong, 130 interrupted.
+
+    Args:
+        arguments: what follows `umamba`; None takes the process's own.
+    """
+    try:
+        code = app(list(arguments) if arguments is not None else None, standalone_mode=False)
+    except BaseException as error:  # noqa: BLE001 - every way out has its exit code here
+        code = _exit_code(error)
+    sys.exit(code or 0)
+
+
+def _exit_code(error: BaseException) -> int:
+    """Show what ended the command, and return the exit code for it."""
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else FAILED
+    if isinstance(error, KeyboardInterrupt | typer.Abort):
+        sys.stderr.write("interrupted; run the same command again to go on\n")
+        return INTERRUPTED
+    if isinstance(error, BrokenPipeError):  # the reader of our output has gone, as in `umamba evaluate ... | head`
+        return FAILED
+    return _show(_explained(error), error)
+
+
+def _explained(error: BaseException) -> UmambaError:
+    """The error itself where umamba raised it, otherwise one that says the same in its form."""
+    if isinstance(error, UmambaError):
+        return error
+    if hasattr(error, "format_message"):  # a usage error of Typer, whose base class has moved between its versions
+        return InputError(str(error.format_message()), next_step="see `umamba --help` and `umamba COMMAND --help`")
+    if isinstance(error, MemoryError):
+        return WorkError("memory ran out", next_step="use fewer --workers, or a smaller patch")
+    if isinstance(error, OSError):
+        place = f": {error.filename}" if error.filename else ""
+        return WorkError(
+            f"{error.strerror or error}{place}", next_step="see the path, its permissions and the disk's free space"
+        )
+    return WorkError(
+        f"unexpected {type(error).__name__}: {error}",
+        next_step="run again with --verbose and report the traceback with what `umamba doctor` prints",
+    )
+
+
+def _show(error: UmambaError, cause: BaseException) -> int:
+    console = current_console()
+    if console.verbose:
+        traceback.print_exception(cause)
+    console.error(error)
+    return error.exit_code

@@ -1,0 +1,49 @@
+"""Options and arguments that several commands share, each declared once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from umamba_cli.pipeline.errors import InputError
+
+DatasetArgument = Annotated[
+    Path, typer.Argument(metavar="DATASET", help="Folder in nnU-Net raw layout (dataset.json, imagesTr, labelsTr).")
+]
+WorkspaceArgument = Annotated[Path, typer.Argument(metavar="WORKSPACE", help="Folder that `umamba plan` made.")]
+WorkspaceOption = Annotated[
+    Path | None,
+    typer.Option("--workspace", "-w", help="Folder to work in.", show_default="umamba_work/DATASETNAME"),
+]
+ConfigurationOption = Annotated[
+    str, typer.Option("--configuration", "-c", help="2d, 3d_fullres, 3d_lowres or 3d_cascade_fullres.")
+]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda (or cuda:1) or mps.")]
+PrecisionOption = Annotated[str, typer.Option("--precision", help="auto, fp32, bf16 or fp16.")]
+WorkersOption = Annotated[
+    int | None,
+    typer.Option("--workers", "-j", min=0, help="Worker processes.", show_default="what cores and memory allow"),
+]
+ThreadsOption = Annotated[
+    int | None, typer.Option("--threads", min=1, help="Threads that compute on a CPU.", show_default="all usable cores")
+]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print one JSON document to standard output and nothing else there.")
+]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no tables.")]
+VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Show the traceback of an error.")]
+
+
+def parse_fold(text: str) -> int | str:
+    """`0` as 0, `all` as `all`.
+
+    Raises:
+        InputError: it is neither.
+    """
+    if text == "all":
+        return text
+    if not text.isdigit():
+        raise InputError(f"there is no fold {text!r}", next_step="choose a number, or all")
+    return int(text)

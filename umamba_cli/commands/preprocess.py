@@ -1,0 +1,48 @@
+"""umamba preprocess: crop, normalise and resample every case."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
+
+import typer
+
+from umamba_cli.commands._console import Console, elapsed
+from umamba_cli.commands._options import JsonOption, QuietOption, VerboseOption, WorkersOption, WorkspaceArgument
+
+ConfigurationsOption = Annotated[
+    list[str] | None,
+    typer.Option("--configuration", "-c", help="May be given several times.", show_default="all of the plans"),
+]
+
+
+def preprocess(
+    workspace: WorkspaceArgument,
+    configuration: ConfigurationsOption = None,
+    workers: WorkersOption = None,
+    json_output: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Prepare the images for training. Finished cases are kept, so it can be run again after a stop."""
+    from umamba_cli.pipeline.data.workspace import open_workspace
+    from umamba_cli.pipeline.planning.plans import read_plans
+    from umamba_cli.pipeline.preprocessing.dataset import preprocess_workspace
+
+    console = Console(json_output, quiet, verbose)
+    opened = open_workspace(workspace)
+    console.log_to(opened.logs, "preprocess")
+    plans = read_plans(opened.plans_file)
+    names = configuration or list(plans.configurations)
+    for name in names:  # all of them before work starts
+        plans.configuration(name)
+    began = time.monotonic()
+    results = []
+    for name in names:
+        with console.progress() as on_progress:
+            results.append(preprocess_workspace(opened, name, workers=workers, on_progress=on_progress))
+    console.result({"workspace": opened.folder, "configurations": [vars(result) for result in results]})
+    for result in results:
+        kept = f", {result.kept} of them were there already" if result.kept else ""
+        console.say(f"{result.configuration}: {result.cases} cases are preprocessed{kept} ({elapsed(began)})")
+    console.say(f"next: umamba train {workspace} -c {names[-1]}")

@@ -1,0 +1,241 @@
+"""Checking a dataset before work starts: everything that is wrong with every case, in short phrases."""
+
+from __future__ import annotations
+
+import gzip
+import struct
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from umamba_cli.pipeline.data.dataset import Case, Dataset, DatasetDescription
+from umamba_cli.pipeline.data.images import Image, LabelMap, UnreadableImage, read_image, read_label_map
+from umamba_cli.pipeline.errors import InputError
+from umamba_cli.pipeline.geometry import Grid, size_text
+from umamba_cli.pipeline.parallel import for_each_case
+from umamba_cli.pipeline.progress import OnProgress, ignore_progress
+
+_NIFTI_FLOATS = {16: "f4", 64: "f8"}  # NIfTI's datatype code to numpy's
+
+_VALUES_NAMED = 8  # a phrase names as many values at most: a greyscale image taken for a label map holds hundreds
+
+
+@dataclass(frozen=True)
+class CheckedCase:
+    """A case as it was read, and all that is wrong with it."""
+
+    case: Case
+
+    image: Image | None
+    """None where there is no image or it cannot be read."""
+
+    label_map: LabelMap | None
+    """None where there is no label or it cannot be read."""
+
+    problems: tuple[str, ...]
+    """Short phrases; empty where the case can be trained on."""
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What is wrong with a dataset."""
+
+    cases: int
+    """How many cases were checked."""
+
+    problems: Mapping[str, tuple[str, ...]]
+    """The bad cases by identifier, each with all that is wrong with it."""
+
+    def raise_if_bad(self) -> None:
+        """Refuse the dataset where any of its cases is bad.
+
+        Raises:
+            InputError: some cases cannot be used; every one is listed with all that is wrong with it.
+        """
+        if self.problems:
+            raise InputError(
+                f"{len(self.problems)} of {self.cases} cases cannot be used",
+                details=[f"{identifier}: {'; '.join(phrases)}" for identifier, phrases in self.problems.items()],
+                next_step="correct or remove them, then run the same command again",
+            )
+
+
+def check_dataset(
+    dataset: Dataset, *, workers: int | None = None, on_progress: OnProgress = ignore_progress
+) -> CheckReport:
+    """Read every training case of a dataset and say what is wrong with each.
+
+    Args:
+        dataset: the dataset.
+        workers: processes; None means as many as the machine allows.
+        on_progress: told after each case.
+    """
+    found = for_each_case(
+        partial(check_case, description=dataset.description),
+        dataset.cases,
+        task="check",
+        name=lambda case: case.identifier,
+        workers=workers,
+        on_progress=on_progress,
+    )
+    cases = zip(dataset.cases, found, strict=True)
+    return CheckReport(len(dataset.cases), {case.identifier: problems for case, problems in cases if problems})
+
+
+def check_case(case: Case, description: DatasetDescription) -> tuple[str, ...]:
+    """All that is wrong with a case, without its arrays: what a worker process hands back."""
+    return load_and_check(case, description).problems
+
+
+def load_and_check(case: Case, description: DatasetDescription) -> CheckedCase:
+    """Read a training case and list all that is wrong with it; nothing is raised for what its files hold."""
+    problems = _numbering_problems(case, description) if case.images else ["no image in imagesTr"]
+    image, label_map = None, None
+    if case.images:
+        image, unreadable = _read_images(case.images)
+        problems += unreadable
+    if case.label is None:
+        problems.append("no label in labelsTr")
+    else:
+        try:
+            label_map = read_label_map(case.label)
+        except UnreadableImage as error:
+            problems.append(error.problem)
+    if image is not None:
+        problems += _image_problems(image, case, description)
+    if image is not None and label_map is not None:
+        problems += grid_problems("image", image.grid, "label", label_map.grid)
+    if label_map is not None:
+        problems += label_problems("label", label_map.labels, description.labels.values(), path=case.label)
+    return CheckedCase(case, image, label_map, tuple(problems))
+
+
+def grid_problems(first_name: str, first: Grid, second_name: str, second: Grid) -> list[str]:
+    """Phrases for what differs between two grids; empty where they are the same."""
+    if first.shape != second.shape:
+        return [f"{first_name} is {size_text(first.shape)}, {second_name} is {size_text(second.shape)}"]
+    return [f"{first_name} and {second_name} differ: {difference}" for difference in first.differences(second)]
+
+
+def label_problems(
+    name: str, labels: NDArray[Any], known: Collection[int] | None, *, path: Path | None = None
+) -> list[str]:
+    """Phrases for values of a label map that are no labels.
+
+    Args:
+        name: what the phrases call the label map.
+        labels: of any shape and type.
+        known: the values that dataset.json knows; None where there is none: any whole number from 0 is a label then.
+        path: its file, looked into for voxels that are not finite, where the reader hides them.
+    """
+    problems = _not_finite_problems(name, labels, [path] if path else [])
+    values = label_values(labels)
+    values = values[np.isfinite(values)]
+    whole = values == np.round(values)
+    if not whole.all():
+        problems.append(f"{name} holds {_listing(values[~whole])}, labels are whole numbers")
+    values = values[whole]
+    unknown = values[values < 0] if known is None else values[~np.isin(values, list(known))]
+    if len(unknown):
+        rule = "labels start at 0" if known is None else f"dataset.json knows {_listing(sorted(known))}"
+        problems.append(f"{name} holds {_listing(unknown)}, {rule}")
+    return problems
+
+
+def label_values(labels: NDArray[Any]) -> NDArray[Any]:
+    """The different values in a label map (z, y, x), ascending."""
+    # Slice by slice: sorting a slice stays in the cache, sorting a whole CT takes seconds and as much memory again.
+    return np.unique(np.concatenate([np.unique(part) for part in labels])) if len(labels) else labels.reshape(-1)
+
+
+def _numbering_problems(case: Case, description: DatasetDescription) -> list[str]:
+    """Files must be numbered 0000 to n-1, one for each channel, or be one file (which may hold them all)."""
+    ends = {_number(path, case, description): path for path in case.images}
+    wanted = [f"{index:04d}" for index in range(description.num_channels)]
+    if len(case.images) == 1 and ("" in ends or wanted[0] in ends):
+        return []  # whether that file holds all the channels is seen when it is read
+    missing = [f"channel {number} is missing" for number in wanted if number not in ends]
+    unknown = [
+        f"{path.name} has no channel number" if not number else f"channel {number} is not in dataset.json"
+        for number, path in ends.items()
+        if number not in wanted
+    ]
+    return missing + unknown
+
+
+def _number(path: Path, case: Case, description: DatasetDescription) -> str:
+    """The channel number in a file's name, "" where it has none."""
+    return path.name.removesuffix(description.file_ending).removeprefix(case.identifier).removeprefix("_")
+
+
+def _read_images(paths: Sequence[Path]) -> tuple[Image | None, list[str]]:
+    """The image, or what keeps it from being read, every bad file named."""
+    try:
+        return read_image(paths), []
+    except UnreadableImage as error:
+        if len(paths) == 1:
+            return None, [error.problem]
+        found = [problem for path in paths for problem in _read_images([path])[1]]
+        return None, found or [error.problem]
+
+
+def _image_problems(image: Image, case: Case, description: DatasetDescription) -> list[str]:
+    return _channel_problems(len(image.voxels), case, description) + _not_finite_problems(
+        "image", image.voxels, case.images
+    )
+
+
+def _channel_problems(held: int, case: Case, description: DatasetDescription) -> list[str]:
+    """What is wrong with the number of channels that the files hold; files that are missing were named before."""
+    wanted = description.num_channels
+    files = len(case.images)
+    if held == wanted or (held == files > 1):
+        return []
+    number = _number(case.images[0], case, description)
+    if held == files and number:
+        return [f"channel {index:04d} is missing" for index in range(1, wanted)] if int(number) == 0 else []
+    return [f"image holds {held} channel{'' if held == 1 else 's'}, dataset.json knows {wanted}"]
+
+
+def _not_finite_problems(name: str, voxels: NDArray[Any], paths: Sequence[Path]) -> list[str]:
+    bad = voxels.size - int(np.count_nonzero(np.isfinite(voxels)))
+    bad += sum(_not_finite_in_nifti(path) for path in paths)
+    return [f"{name} has {bad} of {voxels.size} voxels that are not finite"] if bad else []
+
+
+def _not_finite_in_nifti(path: Path) -> int:
+    """Voxels in a NIfTI file that are not finite; 0 for other files.
+
+    ITK's NIfTI reader silently makes them 0, so that the array that was read cannot tell.
+    Source: the NIfTI-1 and NIfTI-2 headers, https://nifti.nimh.nih.gov.
+    """
+    if not path.name.lower().endswith((".nii", ".nii.gz")):
+        return 0
+    with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
+        header = file.read(544)
+        order = next((o for o in "<>" if header[:4] in (struct.pack(o + "i", 348), struct.pack(o + "i", 540))), "")
+        if not order:
+            return 0  # an ancestor of NIfTI that ITK reads too
+        is_nifti_1 = header[:4] == struct.pack(order + "i", 348)
+        kind = struct.unpack_from(order + "h", header, 70 if is_nifti_1 else 12)[0]
+        start = int(struct.unpack_from(order + ("f" if is_nifti_1 else "q"), header, 108 if is_nifti_1 else 168)[0])
+        if kind not in _NIFTI_FLOATS:
+            return 0
+        number = np.dtype(order + _NIFTI_FLOATS[kind])
+        file.seek(start)
+        bad = 0
+        while block := file.read(1 << 24):
+            values = np.frombuffer(block, dtype=number, count=len(block) // number.itemsize)
+            bad += values.size - int(np.count_nonzero(np.isfinite(values)))
+        return bad
+
+
+def _listing(values: Sequence[Any] | NDArray[Any]) -> str:
+    named = ", ".join(str(int(v)) if v == int(v) else f"{v:.6g}" for v in values[:_VALUES_NAMED])
+    more = len(values) - _VALUES_NAMED
+    return f"{named} and {more} more" if more > 0 else named

@@ -1,0 +1,93 @@
+"""Which device and which floating type to compute with, and why."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from umamba_cli.pipeline.errors import InputError
+from umamba_cli.pipeline.resources import usable_cores
+
+PrecisionName = Literal["auto", "fp32", "bf16", "fp16"]
+_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Compute:
+    """A device and a precision, chosen."""
+
+    device: torch.device
+    precision: str
+    """`fp32`, `bf16` or `fp16`."""
+
+    reason: str
+    """Why this precision, in words."""
+
+    @property
+    def device_name(self) -> str:
+        """`cpu`, or the name of the graphics card."""
+        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Lower precision where it is safe, inside a `with`."""
+        return torch.autocast(self.device.type, dtype=_TYPES[self.precision], enabled=self.precision != "fp32")
+
+
+def choose_compute(device: str = "auto", precision: str = "auto") -> Compute:
+    """Choose a device (`auto`, `cpu`, `cuda`, `cuda:1`, `mps`) and a precision (`auto`, `fp32`, `bf16`, `fp16`).
+
+    Raises:
+        InputError: the device is not there, or cannot compute in the precision asked for.
+    """
+    chosen = _device(device)
+    if precision != "auto":
+        if precision not in _TYPES:
+            raise InputError(f"there is no precision {precision!r}", next_step="choose auto, fp32, bf16 or fp16")
+        if precision == "fp16" and chosen.type == "cpu":
+            raise InputError("fp16 does not train on a CPU", next_step="choose --precision auto, bf16 or fp32")
+        return Compute(chosen, precision, "asked for")
+    return Compute(chosen, *_best_precision(chosen))
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"there is no device {name!r}", next_step="choose auto, cpu, cuda or mps") from error
+    missing = (device.type == "cuda" and not torch.cuda.is_available()) or (
+        device.type == "mps" and not torch.backends.mps.is_available()
+    )
+    if missing or device.type not in ("cpu", "cuda", "mps"):
+        raise InputError(
+            f"this machine, or this torch {torch.__version__}, has no device {name!r}",
+            next_step="choose --device auto, or see `umamba doctor`",
+        )
+    return device
+
+
+def _best_precision(device: torch.device) -> tuple[str, str]:
+    if device.type == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return "bf16", "the GPU computes in bfloat16"
+        return "fp32", "the GPU does not compute in bfloat16, and float16 overflows after Mamba layers"
+    if device.type == "cpu" and _cpu_has_bf16():
+        return "bf16", "the CPU has instructions for bfloat16"
+    return "fp32", f"the {device.type} has no fast bfloat16"
+
+
+def _cpu_has_bf16() -> bool:
+    # No public function tells; these two exist since torch 2.4, and where they do not, float32 is always right.
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(bool(getattr(torch.cpu, name, lambda: False)()) for name in names)
+
+
+def use_threads(threads: int | None = None) -> None:
+    """Compute on a CPU with this many threads; None means all cores that this process may use."""
+    torch.set_num_threads(threads or usable_cores())

@@ -1,0 +1,42 @@
+"""From logits on the preprocessed grid to labels on the image's own grid."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from umamba_cli.pipeline.preprocessing.case import CaseGeometry
+from umamba_cli.pipeline.preprocessing.resampling import PROBABILITY_ORDER, resample_image
+
+
+def labels_on_image_grid(logits: NDArray[np.float32], geometry: CaseGeometry) -> NDArray[np.uint16]:
+    """The most likely label of each voxel of the image.
+
+    Args:
+        logits: float32 (classes, z, y, x) as the network sees the case.
+        geometry: how the case was preprocessed.
+
+    Returns:
+        (z, y, x) on `geometry.grid`; background outside the crop.
+    """
+    resampled = resample_image(
+        logits, geometry.crop.shape, geometry.new_spacing_mm, geometry.spacing_mm, order=PROBABILITY_ORDER
+    )
+    labels: NDArray[np.uint16] = geometry.labels_on_image_grid(resampled.argmax(0).astype(np.uint16))
+    return labels
+
+
+def probabilities_on_image_grid(logits: NDArray[np.float32], geometry: CaseGeometry) -> NDArray[np.float32]:
+    """The probability of each class at each voxel of the image, float32 (classes, z, y, x).
+
+    Outside the crop the background has probability 1.
+    """
+    resampled = resample_image(
+        logits, geometry.crop.shape, geometry.new_spacing_mm, geometry.spacing_mm, order=PROBABILITY_ORDER
+    )
+    exponentials = np.exp(resampled - resampled.max(0))
+    exponentials /= exponentials.sum(0)
+    whole = np.zeros((len(logits), *(geometry.grid.shape[axis] for axis in geometry.transpose)), dtype=np.float32)
+    whole[0] = 1
+    whole[(slice(None), *geometry.crop.slices)] = exponentials
+    return whole.transpose(0, *(np.argsort(geometry.transpose) + 1))

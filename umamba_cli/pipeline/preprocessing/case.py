@@ -1,0 +1,168 @@
+"""Preprocessing one case: transpose, crop to nonzero, normalise, resample; and the way back to the image's own grid."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from umamba_cli.pipeline.data.files import to_plain
+from umamba_cli.pipeline.data.images import Image
+from umamba_cli.pipeline.data.nonzero import bounding_box, nonzero_mask
+from umamba_cli.pipeline.geometry import Box, Grid, Shape, resampled_shape
+from umamba_cli.pipeline.planning.plans import Configuration, Plans
+from umamba_cli.pipeline.preprocessing.normalization import normalise
+from umamba_cli.pipeline.preprocessing.resampling import resample_image, resample_labels
+
+OUTSIDE = -1
+"""The label of voxels outside the nonzero mask: background that normalisation may have left at zero."""
+
+MAX_CLASS_VOXELS = 10_000
+"""Voxels noted for each class of a case, to draw patch centres from."""
+
+
+@dataclass(frozen=True)
+class CaseGeometry:
+    """How a preprocessed case came from its image, and so the way back."""
+
+    grid: Grid
+    """The image's own grid, before anything was done."""
+
+    transpose: tuple[int, ...]
+    """Axis order of the work, from z, y, x."""
+
+    crop: Box
+    """What was kept, in the transposed axes."""
+
+    spacing_mm: tuple[float, ...]
+    """The image's spacing in the transposed axes."""
+
+    new_spacing_mm: tuple[float, ...]
+    """The spacing after resampling, in the transposed axes."""
+
+    new_shape: Shape
+    """Voxels after resampling, in the transposed axes."""
+
+    def to_json(self) -> dict[str, Any]:
+        """A dictionary for a JSON file."""
+        return {
+            "grid": self.grid.to_json(),
+            "transpose": self.transpose,
+            "crop": [self.crop.start, self.crop.stop],
+            "spacing_mm": self.spacing_mm,
+            "new_spacing_mm": self.new_spacing_mm,
+            "new_shape": self.new_shape,
+        }
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> CaseGeometry:
+        """The geometry that `to_json` wrote."""
+        start, stop = content["crop"]
+        return cls(
+            grid=Grid.from_json(content["grid"]),
+            transpose=tuple(content["transpose"]),
+            crop=Box(tuple(start), tuple(stop)),
+            spacing_mm=tuple(content["spacing_mm"]),
+            new_spacing_mm=tuple(content["new_spacing_mm"]),
+            new_shape=tuple(content["new_shape"]),
+        )
+
+    def labels_on_image_grid(self, labels: NDArray[np.integer[Any]]) -> NDArray[np.integer[Any]]:
+        """Put a label map of the cropped region (transposed axes, image's spacing) back: (z, y, x) of the image.
+
+        Outside the crop is background.
+        """
+        shape = tuple(self.grid.shape[axis] for axis in self.transpose)
+        whole = np.zeros(shape, dtype=labels.dtype)
+        whole[self.crop.slices] = labels
+        return whole.transpose(np.argsort(self.transpose))
+
+
+@dataclass(frozen=True)
+class PreprocessedCase:
+    """A case as networks see it."""
+
+    image: NDArray[np.float32]
+    """(channels, z, y, x)."""
+
+    labels: NDArray[np.integer[Any]] | None
+    """(z, y, x), -1 outside the nonzero mask; None for an image to predict."""
+
+    geometry: CaseGeometry
+
+
+def preprocess(
+    image: Image, labels: NDArray[Any] | None, plans: Plans, configuration: Configuration
+) -> PreprocessedCase:
+    """Transpose, crop to nonzero, normalise and resample one case.
+
+    Args:
+        image: as read; it is not changed.
+        labels: integers (z, y, x) on the same grid, or None.
+        plans: of the dataset.
+        configuration: one of the plans' configurations.
+    """
+    transpose = plans.transpose_forward
+    voxels = image.voxels.transpose(0, *(axis + 1 for axis in transpose))
+    mask = nonzero_mask(voxels)
+    crop = bounding_box(mask)
+    mask = mask[crop.slices]
+    voxels = voxels[(slice(None), *crop.slices)].astype(np.float32, order="C", copy=True)
+    normalise(voxels, mask, plans, configuration)
+
+    spacing = tuple(image.grid.spacing_mm[axis] for axis in transpose)
+    new_spacing = configuration.data_spacing(spacing)
+    new_shape = resampled_shape(crop.shape, spacing, new_spacing)
+    resampled_label_map = None
+    if labels is not None:
+        cropped = labels.transpose(transpose)[crop.slices].astype(np.int16)
+        cropped[(cropped == 0) & ~mask] = OUTSIDE
+        resampled_label_map = resample_labels(cropped, new_shape, spacing, new_spacing)
+    return PreprocessedCase(
+        image=resample_image(voxels, new_shape, spacing, new_spacing),
+        labels=resampled_label_map,
+        geometry=CaseGeometry(image.grid, transpose, crop, spacing, new_spacing, new_shape),
+    )
+
+
+def sample_class_voxels(
+    labels: NDArray[np.integer[Any]], classes: Sequence[int], identifier: str
+) -> dict[int, NDArray[np.int64]]:
+    """Some voxels of each class that the label map (z, y, x) holds, as sorted indices into the raveled volume.
+
+    The draw depends on the identifier alone, not on the order in which cases are worked on.
+    """
+    generator = np.random.default_rng(zlib.crc32(identifier.encode()))
+    found = {}
+    flat = labels.ravel()
+    for label in classes:
+        (indices,) = np.nonzero(flat == label)
+        if len(indices) > MAX_CLASS_VOXELS:
+            indices = np.sort(generator.choice(indices, MAX_CLASS_VOXELS, replace=False))
+        if len(indices):
+            found[label] = indices.astype(np.int64)
+    return found
+
+
+def plans_digest(plans: Plans, configuration: Configuration) -> str:
+    """A fingerprint of all that preprocessing takes from the plans; another digest means: preprocess again."""
+    relevant = {
+        "transpose": plans.transpose_forward,
+        "spacing": configuration.spacing,
+        "normalization_schemes": configuration.normalization_schemes,
+        "use_mask_for_norm": configuration.use_mask_for_norm,
+        "intensities": plans.foreground_intensity_properties_per_channel,
+    }
+    return hashlib.sha256(json.dumps(to_plain(relevant), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def source_state(paths: Sequence[Path]) -> list[list[Any]]:
+    """Name, size and time of change of the files that a case was made from."""
+    return [[path.name, (state := path.stat()).st_size, state.st_mtime_ns] for path in paths]

@@ -1,0 +1,145 @@
+"""Preprocessing all cases of a workspace for one configuration, in worker processes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from umamba_cli.pipeline.data.checks import load_and_check
+from umamba_cli.pipeline.data.dataset import Case, DatasetDescription
+from umamba_cli.pipeline.data.store import Store
+from umamba_cli.pipeline.data.workspace import Workspace
+from umamba_cli.pipeline.errors import InputError
+from umamba_cli.pipeline.parallel import for_each_case
+from umamba_cli.pipeline.planning.plans import Plans, read_plans
+from umamba_cli.pipeline.preprocessing.case import plans_digest, preprocess, sample_class_voxels, source_state
+from umamba_cli.pipeline.progress import OnProgress, ignore_progress
+from umamba_cli.pipeline.resources import default_workers, require_disk
+
+
+@dataclass(frozen=True)
+class PreprocessingResult:
+    """What `preprocess_workspace` did for one configuration."""
+
+    configuration: str
+    cases: int
+    kept: int
+    """Cases that were there already, made from the same files with the same plans."""
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One case's work, as a worker process gets it."""
+
+    case: Case
+    description: DatasetDescription
+    plans: Plans
+    configuration: str
+    store: Store
+
+
+def preprocess_workspace(
+    workspace: Workspace,
+    configuration: str,
+    *,
+    workers: int | None = None,
+    on_progress: OnProgress = ignore_progress,
+) -> PreprocessingResult:
+    """Preprocess every case of a workspace's dataset; complete ones are kept, so it can be run again after a kill.
+
+    Raises:
+        InputError: no such configuration, a case cannot be used, or the disk is too small.
+        WorkError: a worker died or a file could not be written.
+    """
+    plans = read_plans(workspace.plans_file)
+    plans.configuration(configuration)
+    dataset = workspace.dataset()
+    store = Store(workspace.preprocessed(configuration))
+    jobs = [_Job(case, dataset.description, plans, configuration, store) for case in dataset.cases]
+    todo = [job for job in jobs if not _is_current(job)]
+    voxels = _voxels_a_case(plans, configuration)
+    require_disk(store.folder, int(len(todo) * voxels * (4 * dataset.description.num_channels + 1)))
+    # A case and its float64 intermediate of one channel; an image may be several times the median's size.
+    workers = workers or default_workers(int(20 * voxels * (dataset.description.num_channels + 2)))
+    problems = for_each_case(
+        _preprocess_and_store,
+        todo,
+        task="preprocess",
+        name=lambda job: job.case.identifier,
+        workers=workers,
+        on_progress=on_progress,
+    )
+    bad = [problem for problem in problems if problem]
+    if bad:
+        raise InputError(
+            f"{len(bad)} of {len(jobs)} cases cannot be used",
+            details=bad,
+            next_step="correct or remove them, then run `umamba plan` again",
+        )
+    return PreprocessingResult(configuration, len(jobs), len(jobs) - len(todo))
+
+
+def require_preprocessed(workspace: Workspace, plans: Plans, configuration: str, identifiers: Sequence[str]) -> Store:
+    """The store of a configuration, where it holds all these cases, made with these plans.
+
+    Raises:
+        InputError: cases are missing or were made with other plans.
+    """
+    store = Store(workspace.preprocessed(configuration))
+    expected = plans_digest(plans, plans.configuration(configuration))
+    digests = {name: store.digest(name) for name in identifiers}
+    how = f"run `umamba preprocess {workspace.folder} -c {configuration}`"
+    if missing := [name for name, digest in digests.items() if digest is None]:
+        raise InputError(
+            f"{workspace.folder} is not preprocessed for {configuration}: "
+            f"{len(missing)} of {len(identifiers)} cases are missing",
+            next_step=how,
+        )
+    if other := [name for name, digest in digests.items() if digest != expected]:
+        raise InputError(
+            f"{len(other)} of {len(identifiers)} cases of {configuration} were preprocessed with other plans",
+            next_step=how,
+        )
+    return store
+
+
+def _voxels_a_case(plans: Plans, configuration: str) -> float:
+    sizes = plans.configuration(configuration).median_image_size_in_voxels
+    slices = plans.original_median_shape_after_transp[: 3 - len(sizes)]
+    return math.prod((*slices, *sizes))
+
+
+def _is_current(job: _Job) -> bool:
+    digest = plans_digest(job.plans, job.plans.configuration(job.configuration))
+    if job.store.digest(job.case.identifier) != digest:
+        return False
+    properties = job.store.case(job.case.identifier).properties
+    return bool(properties.get("source") == source_state([*job.case.images, *filter(None, [job.case.label])]))
+
+
+def _preprocess_and_store(job: _Job) -> str | None:
+    """Preprocess one case into the store; returns what is wrong where the case cannot be used."""
+    name = job.case.identifier
+    checked = load_and_check(job.case, job.description)
+    if checked.problems or checked.image is None or checked.label_map is None:
+        return f"{name}: {'; '.join(checked.problems)}"
+    configuration = job.plans.configuration(job.configuration)
+    case = preprocess(checked.image, checked.label_map.labels, job.plans, configuration)
+    assert case.labels is not None
+    properties = {
+        "identifier": name,
+        "digest": plans_digest(job.plans, configuration),
+        "source": source_state([*job.case.images, *filter(None, [job.case.label])]),
+        "shape": case.labels.shape,
+        "geometry": case.geometry.to_json(),
+    }
+    job.store.write(
+        name,
+        case.image,
+        case.labels[None],
+        sample_class_voxels(case.labels, tuple(job.description.foreground), name),
+        properties,
+        patch_size=configuration.patch_size,
+    )
+    return None

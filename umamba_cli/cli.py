@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """
     try:
         code = app(list(arguments) if arguments is not None else None, standalone_mode=False)
-    except BaseException as error:  # noqa: BLE001 - every way out has its exit code here
+    except BaseException as error:
         code = _exit_code(error)
     sys.exit(code or 0)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,6 +15,9 @@ from umamba_cli.commands._options import (
     WorkersOption,
     WorkspaceOption,
 )
+
+if TYPE_CHECKING:
+    from umamba_cli.pipeline.planning.presets import PresetName
 
 MemoryOption = Annotated[
     float | None,
@@ -76,15 +79,14 @@ def plan(
     console.say(f"next: umamba preprocess {planned.workspace.folder}")
 
 
-def _preset(name: str) -> object:
-    from typing import get_args
-
+def _preset(name: str) -> PresetName:
     from umamba_cli.pipeline.errors import InputError
-    from umamba_cli.pipeline.planning.presets import PresetName
+    from umamba_cli.pipeline.planning.presets import PRESETS
 
-    if name not in get_args(PresetName):
-        raise InputError(f"there is no preset {name!r}", next_step=f"choose one of {', '.join(get_args(PresetName))}")
-    return name
+    for known in PRESETS:
+        if name == known:
+            return known
+    raise InputError(f"there is no preset {name!r}", next_step=f"choose one of {', '.join(PRESETS)}")
 
 
 def _spacing(text: str | None) -> tuple[float, ...] | None:

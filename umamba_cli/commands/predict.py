@@ -28,7 +28,9 @@ FoldsOption = Annotated[
 ]
 MirroringOption = Annotated[bool, typer.Option("--mirroring/--no-mirroring", help="Average over mirrored images.")]
 StepOption = Annotated[float, typer.Option("--step", help="Distance between tiles, as a share of the patch.")]
-ProbabilitiesOption = Annotated[bool, typer.Option("--save-probabilities", help="Write CASE.npz beside each label map.")]
+ProbabilitiesOption = Annotated[
+    bool, typer.Option("--save-probabilities", help="Write CASE.npz beside each label map.")
+]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Predict finished cases again.")]
 
 

@@ -42,6 +42,11 @@ class Box:
         """The box as an index into an array of the same axes."""
         return tuple(slice(a, b) for a, b in zip(self.start, self.stop, strict=True))
 
+    @property
+    def slices_of_channels(self) -> tuple[slice, ...]:
+        """The box as an index into an array (channels, *axes)."""
+        return (slice(None), *self.slices)
+
     def clipped_to(self, shape: Sequence[int]) -> Box:
         """The part of the box inside an array of `shape`; may be empty, never negative."""
         start = tuple(min(max(a, 0), n) for a, n in zip(self.start, shape, strict=True))

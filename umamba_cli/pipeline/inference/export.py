@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -9,7 +11,7 @@ from umamba_cli.pipeline.preprocessing.case import CaseGeometry
 from umamba_cli.pipeline.preprocessing.resampling import PROBABILITY_ORDER, resample_image
 
 
-def labels_on_image_grid(logits: NDArray[np.float32], geometry: CaseGeometry) -> NDArray[np.uint16]:
+def labels_on_image_grid(logits: NDArray[np.float32], geometry: CaseGeometry) -> NDArray[np.integer[Any]]:
     """The most likely label of each voxel of the image.
 
     Args:
@@ -22,8 +24,7 @@ def labels_on_image_grid(logits: NDArray[np.float32], geometry: CaseGeometry) ->
     resampled = resample_image(
         logits, geometry.crop.shape, geometry.new_spacing_mm, geometry.spacing_mm, order=PROBABILITY_ORDER
     )
-    labels: NDArray[np.uint16] = geometry.labels_on_image_grid(resampled.argmax(0).astype(np.uint16))
-    return labels
+    return geometry.labels_on_image_grid(resampled.argmax(0).astype(np.uint16))
 
 
 def probabilities_on_image_grid(logits: NDArray[np.float32], geometry: CaseGeometry) -> NDArray[np.float32]:
@@ -38,5 +39,6 @@ def probabilities_on_image_grid(logits: NDArray[np.float32], geometry: CaseGeome
     exponentials /= exponentials.sum(0)
     whole = np.zeros((len(logits), *(geometry.grid.shape[axis] for axis in geometry.transpose)), dtype=np.float32)
     whole[0] = 1
-    whole[(slice(None), *geometry.crop.slices)] = exponentials
-    return whole.transpose(0, *(np.argsort(geometry.transpose) + 1))
+    whole[geometry.crop.slices_of_channels] = exponentials
+    back: NDArray[np.float32] = whole.transpose(0, *(np.argsort(geometry.transpose) + 1))
+    return back

@@ -124,5 +124,5 @@ def _load(run: Run, record: RunRecord, compute: Compute) -> nn.Module:
         ) from error
     flat = record.network_configuration.dimensions == 2
     memory_format = torch.channels_last if flat else torch.channels_last_3d
-    network = network.to(compute.device, memory_format=memory_format)  # type: ignore[call-overload]
+    network.to(compute.device, memory_format=memory_format)  # type: ignore[call-overload]
     return network.eval()

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from umamba_cli.pipeline.devices import Compute
-from umamba_cli.pipeline.geometry import Shape
+from umamba_cli.pipeline.geometry import Box, Shape
 from umamba_cli.pipeline.inference.tiles import gaussian_weight, padding_to, tile_boxes
 
 
@@ -66,20 +66,19 @@ def _window(
     summed: Tensor | None = None
     weights = torch.zeros(target)
     for box in tile_boxes(target, patch_size, options.step):
-        logits = _tile_logits(networks, padded[(slice(None), *box.slices)][None], compute, options.mirror_axes)
+        logits = _tile_logits(networks, padded[box.slices_of_channels][None], compute, options.mirror_axes)
         if summed is None:
             summed = torch.zeros((len(logits), *target))
-        summed[(slice(None), *box.slices)] += logits * weight
+        summed[box.slices_of_channels] += logits * weight
         weights[box.slices] += weight
     assert summed is not None
     summed /= weights
-    inside = tuple(slice(before, before + n) for (before, _), n in zip(padding, image.shape[1:], strict=True))
-    return summed[(slice(None), *inside)]
+    start = tuple(before for before, _ in padding)
+    inside = Box(start, tuple(a + n for a, n in zip(start, image.shape[1:], strict=True)))
+    return summed[inside.slices_of_channels]
 
 
-def _tile_logits(
-    networks: Sequence[nn.Module], tile: Tensor, compute: Compute, mirror_axes: tuple[int, ...]
-) -> Tensor:
+def _tile_logits(networks: Sequence[nn.Module], tile: Tensor, compute: Compute, mirror_axes: tuple[int, ...]) -> Tensor:
     """(1, channels, ...) to float32 logits (classes, ...) on the CPU, averaged over networks and mirrorings."""
     flat = tile.dim() == 4
     tile = tile.to(compute.device, memory_format=torch.channels_last if flat else torch.channels_last_3d)

@@ -23,7 +23,9 @@ INSTANCE_NORM: dict[int, type[nn.InstanceNorm2d] | type[nn.InstanceNorm3d]] = {
 }
 
 
-def convolution(inputs: int, outputs: int, kernel_size: Sequence[int], stride: Sequence[int] | None = None) -> nn.Module:
+def convolution(
+    inputs: int, outputs: int, kernel_size: Sequence[int], stride: Sequence[int] | None = None
+) -> nn.Module:
     """A convolution padded so that stride 1 keeps the size; the number of axes is that of `kernel_size`."""
     axes = len(kernel_size)
     return CONVOLUTION[axes](

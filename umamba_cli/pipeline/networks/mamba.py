@@ -85,4 +85,5 @@ class MambaLayer(nn.Module):
         with torch.autocast(x_BCzyx.device.type, enabled=False):
             tokens_BzyxC = x_BCzyx.movedim(1, -1).to(kind)
             tokens_BLC = self.mamba(self.norm(tokens_BzyxC.flatten(1, -2)))
-            return tokens_BLC.view(tokens_BzyxC.shape).movedim(-1, 1)
+            y_BCzyx: Tensor = tokens_BLC.view(tokens_BzyxC.shape).movedim(-1, 1)
+            return y_BCzyx

@@ -147,5 +147,3 @@ def resolutions(architecture: Architecture) -> list[tuple[int, ...]]:
     for stride in architecture.strides[1:-1]:
         factors.append(tuple(f * s for f, s in zip(factors[-1], stride, strict=True)))
     return factors
-
-

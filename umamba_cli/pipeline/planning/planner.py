@@ -251,6 +251,13 @@ def _plans_name(budget: Budget) -> str:
 def _architecture(fit: Fit, budget: Budget) -> dict[str, Any]:
     preset, topology, dimensions = budget.preset, fit.topology, fit.dimensions
     network = "ResidualEncoderUNet" if preset.residual else "PlainConvUNet"
+    layers: dict[str, list[int]] = {
+        "n_blocks_per_stage" if preset.residual else "n_conv_per_stage": [*preset.encoder_layers(topology.n_stages)],
+        "n_conv_per_stage_decoder": [*preset.decoder_layers(topology.n_stages)],
+    }
+    if preset.residual_blocks is not None:
+        layers["n_blocks_per_stage"] = [preset.residual_blocks] * topology.n_stages
+        layers["n_blocks_per_stage_decoder"] = [preset.residual_blocks] * (topology.n_stages - 1)
     return {
         "network_class_name": f"dynamic_network_architectures.architectures.unet.{network}",
         "arch_kwargs": {
@@ -259,10 +266,7 @@ def _architecture(fit: Fit, budget: Budget) -> dict[str, Any]:
             "conv_op": f"torch.nn.modules.conv.Conv{dimensions}d",
             "kernel_sizes": [list(kernel) for kernel in topology.kernel_sizes],
             "strides": [list(stride) for stride in topology.strides],
-            "n_blocks_per_stage" if preset.residual else "n_conv_per_stage": list(
-                preset.encoder_layers(topology.n_stages)
-            ),
-            "n_conv_per_stage_decoder": list(preset.decoder_layers(topology.n_stages)),
+            **layers,
             "conv_bias": True,
             "norm_op": f"torch.nn.modules.instancenorm.InstanceNorm{dimensions}d",
             "norm_op_kwargs": {"eps": 1e-5, "affine": True},

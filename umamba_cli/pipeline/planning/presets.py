@@ -61,6 +61,9 @@ class Preset:
     features: Features = field(default_factory=Features)
     """Of the network trained; memory is always judged with the default ones."""
 
+    residual_blocks: int | None = None
+    """Residual blocks of each stage of U-Mamba's networks; None: as many as a plain stage has convolutions."""
+
     batch_size: int | None = None
     """None: as many as fit."""
 
@@ -108,6 +111,7 @@ PRESETS: dict[PresetName, Preset] = {
         _DEFAULT,
         name="cpu",
         features=Features(first=8, most_2d=64, most_3d=64),
+        residual_blocks=1,
         batch_size=2,
         most_voxels_2d=65_536,
         most_voxels_3d=100_000,

@@ -82,7 +82,8 @@ class CaseGeometry:
         shape = tuple(self.grid.shape[axis] for axis in self.transpose)
         whole = np.zeros(shape, dtype=labels.dtype)
         whole[self.crop.slices] = labels
-        return whole.transpose(np.argsort(self.transpose))
+        back: NDArray[np.integer[Any]] = whole.transpose(np.argsort(self.transpose))
+        return back
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def preprocess(
     mask = nonzero_mask(voxels)
     crop = bounding_box(mask)
     mask = mask[crop.slices]
-    voxels = voxels[(slice(None), *crop.slices)].astype(np.float32, order="C", copy=True)
+    voxels = voxels[crop.slices_of_channels].astype(np.float32, order="C", copy=True)
     normalise(voxels, mask, plans, configuration)
 
     spacing = tuple(image.grid.spacing_mm[axis] for axis in transpose)

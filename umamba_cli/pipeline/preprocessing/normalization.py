@@ -73,4 +73,3 @@ _SCHEMES: dict[str, Callable[[Channel, Mask | None, IntensityProperties], None]]
     "RescaleTo01Normalization": _rescale_to_01,
     "RGBTo01Normalization": _rgb_to_01,
 }
-

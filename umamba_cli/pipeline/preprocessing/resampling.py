@@ -63,7 +63,7 @@ def resample_image(
 def resample_labels(
     labels: NDArray[np.integer[Any]], new_shape: Shape, spacing_mm: Sequence[float], new_spacing_mm: Sequence[float]
 ) -> NDArray[np.integer[Any]]:
-    """Resample a label map (z, y, x) to `new_shape`: each label is interpolated linearly and taken where it reaches 0.5.
+    """Resample a label map (z, y, x): each label is interpolated linearly and taken where it reaches 0.5.
 
     Source: batchgenerators' `resize_segmentation`, which nnU-Net uses; where two labels tie, the higher one wins.
     """
@@ -84,7 +84,8 @@ def _resize(array: NDArray[Any], new_shape: Shape, axis: int | None, resize: Any
 def _nearest(old: int, new: int) -> NDArray[np.int64]:
     """For each of `new` positions the nearest of `old`, both grids covering the same extent."""
     centres = (np.arange(new) + 0.5) * (old / new) - 0.5
-    return np.clip(np.floor(centres + 0.5), 0, old - 1).astype(np.int64)
+    indices: NDArray[np.int64] = np.clip(np.floor(centres + 0.5), 0, old - 1).astype(np.int64)
+    return indices
 
 
 def _spline(array: NDArray[Any], shape: Shape, order: int) -> NDArray[Any]:

@@ -90,14 +90,14 @@ class Augmentation:
         seed = int(generator.integers(2**32))
         content: dict[str, Any] = {"data": patch.image[None], "seg": patch.labels[None, None].astype(np.float32)}
         with _GLOBAL_GENERATORS:
-            before = np.random.get_state(), random.getstate()  # noqa: NPY002 - batchgenerators' own generators
-            np.random.seed(seed)  # noqa: NPY002
+            before = np.random.get_state(), random.getstate()
+            np.random.seed(seed)
             random.seed(seed)
             try:
                 for transform in self._transforms:
                     content = transform(**content)
             finally:
-                np.random.set_state(before[0])  # noqa: NPY002
+                np.random.set_state(before[0])
                 random.setstate(before[1])
         image, labels = content["data"][0], content["seg"][0, 0]
         if self.plan.mask_channels:
@@ -139,9 +139,7 @@ def _spatial_transforms(plan: AugmentationPlan) -> list[Any]:
 def _slice_by_slice(transform: Callable[..., dict[str, Any]], **content: Any) -> dict[str, Any]:
     """Apply a 2D transform to all slices alike: they stand in for channels meanwhile."""
     flat = {key: value.reshape(1, -1, *value.shape[3:]) for key, value in content.items()}
-    return {
-        key: value.reshape(*content[key].shape[:3], *value.shape[2:]) for key, value in transform(**flat).items()
-    }
+    return {key: value.reshape(*content[key].shape[:3], *value.shape[2:]) for key, value in transform(**flat).items()}
 
 
 def _intensity_transforms(plan: AugmentationPlan) -> list[Any]:

@@ -92,7 +92,7 @@ def batches(maker: BatchMaker, positions: Iterable[BatchPosition], *, workers: i
     loader: DataLoader[Batch] = DataLoader(
         maker,
         batch_size=None,
-        sampler=positions,  # type: ignore[arg-type] - any iterable of positions will do
+        sampler=positions,
         num_workers=workers,
         prefetch_factor=PREFETCH if workers else None,
         multiprocessing_context=worker_context() if workers else None,

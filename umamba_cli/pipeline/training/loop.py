@@ -94,7 +94,9 @@ class TrainingLoop:
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         train_loss, skipped = self._train_epoch(stream)
-        validation = self._validate_epoch(stream) if self.validates else {"val_loss": None, "dice": {}, "mean_dice": None}
+        validation = (
+            self._validate_epoch(stream) if self.validates else {"val_loss": None, "dice": {}, "mean_dice": None}
+        )
         entry: EpochLog = {
             "epoch": self._epoch,
             "train_loss": train_loss,

@@ -1,7 +1,7 @@
 """Drawing patches from preprocessed cases.
 
-Every patch is decided by numbers alone: the seed, what it is for, and its position in the training. So the same training
-draws the same patches whatever the number of workers and however often it was stopped.
+Every patch is decided by numbers alone: the seed, what it is for, and its position in the training. So the same
+training draws the same patches whatever the number of workers and however often it was stopped.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class PatchSampler:
     def identifier(self, index: int) -> str:
         """The case of a position in the training."""
         turn, position = divmod(index, len(self.identifiers))
-        return self.identifiers[self._generator(0, turn).permutation(len(self.identifiers))[position]]
+        return self.identifiers[int(self._generator(0, turn).permutation(len(self.identifiers))[position])]
 
     @property
     def _flat(self) -> bool:
@@ -104,7 +104,7 @@ def _foreground_voxel(case: StoredCase, generator: np.random.Generator) -> tuple
 def _cut(stored: Any, box: Box, outside: float, flat: bool) -> NDArray[Any]:
     """Read a box (z, y, x) of a stored (channels, z, y, x) array; what lies outside of it is filled."""
     inside = box.clipped_to(stored.shape[1:])
-    read = np.asarray(stored[(slice(None), *inside.slices)])
+    read = np.asarray(stored[inside.slices_of_channels])
     padding = [(0, 0)]
     for axis, size in enumerate(inside.shape):
         before = min(max(inside.start[axis] - box.start[axis], 0), box.shape[axis] - size)

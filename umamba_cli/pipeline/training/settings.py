@@ -111,7 +111,9 @@ def require_same_settings(settings: TrainingSettings, chosen: SettingsChosen) ->
         InputError: it was started with other settings.
     """
     saved = settings.to_json()
-    other = [f"{name} is {saved[name]}, asked for is {value}" for name, value in chosen.given.items() if saved[name] != value]
+    other = [
+        f"{name} is {saved[name]}, asked for is {value}" for name, value in chosen.given.items() if saved[name] != value
+    ]
     if other:
         raise InputError(
             "the training in this folder was started with other settings",

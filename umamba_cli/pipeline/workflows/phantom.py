@@ -1,8 +1,8 @@
 """Drawn datasets: bodies with organs that no intensity threshold can tell apart, for the demo and for tests.
 
-A case is a torso: a body with a layer of fat, and in it a liver with lesions, two kidneys and a vessel to be found. What
-is to be left alone looks alike: fat and spine are as bright as kidneys, a spleen and bowel as bright as the liver, cysts
-as dark as the lesions, calcifications as bright as the vessel. Only place, shape and surroundings tell.
+A case is a torso: a body with a layer of fat, and in it a liver with lesions, two kidneys and a vessel to be found.
+What is to be left alone looks alike: fat and spine are as bright as kidneys, a spleen and bowel as bright as the liver,
+cysts as dark as the lesions, another vein as bright as the vessel. Only place, shape and surroundings tell.
 """
 
 from __future__ import annotations
@@ -173,19 +173,20 @@ def _draw_anatomy(rng: np.random.Generator, points: Coordinates) -> tuple[NDArra
     fill(body < rng.uniform(0.68, 0.74), 0.44)  # muscle and the rest
     liver, spleen, kidneys, spine = _organs(rng)
     organs = [liver, spleen, *kidneys]
-    vessel = _vessel_level(rng, points)
+    vessel = _tube_level(rng, points, (0.18, 0.07), (0.14, 0.17))
+    vein = _tube_level(rng, points, (-0.48, 0.24), (0.11, 0.14))
     for intensity, blob in _look_alikes(rng, organs):
         fill((blob.level(points) < 1) & (body < 0.9), intensity)
+    fill(vein < 1, 0.95)
     fill(spine.level(points) < 1, 0.76)
     fill(spleen.level(points) < 1, 0.64)
     fill(liver.level(points) < 1, 0.64, "liver")
     for kidney in kidneys:
         fill(kidney.level(points) < 1, 0.76, "kidneys")
     fill(vessel < 1, 0.95, "vessel")
-    cysts = _blobs_inside(rng, spleen, int(rng.integers(0, 2)))
-    for blob in cysts:
+    for blob in _blobs_inside(rng, spleen, int(rng.integers(0, 2))):
         fill(blob.level(points) < 1, 0.30)
-    for blob in _blobs_inside(rng, liver, int(rng.integers(1, 5))):
+    for blob in _blobs_inside(rng, liver, int(rng.choice([1, 2, 3, 4], p=[0.1, 0.2, 0.35, 0.35]))):
         # A lesion keeps to the liver, whose rim a kidney or the vessel may have covered.
         fill((blob.level(points) < 1) & (labels == LABELS["liver"]), 0.30, "lesion")
     return intensities, labels
@@ -206,17 +207,19 @@ def _organs(rng: np.random.Generator) -> tuple[_Blob, _Blob, list[_Blob], _Blob]
     return liver, spleen, kidneys, spine
 
 
-def _vessel_level(rng: np.random.Generator, points: Coordinates) -> NDArray[Any]:
-    """A winding tube along z in front of the spine; below 1 inside."""
+def _tube_level(
+    rng: np.random.Generator, points: Coordinates, centre: tuple[float, float], radii: tuple[float, float]
+) -> NDArray[Any]:
+    """A winding tube along z about a centre (y, x); below 1 inside."""
     z, y, x = points
     phase_y, phase_x = rng.uniform(0, 2 * np.pi, size=2)
-    winding_y = 0.18 + rng.uniform(-0.03, 0.03) + 0.04 * np.sin(2.5 * z + phase_y)
-    winding_x = 0.07 + rng.uniform(-0.03, 0.03) + 0.05 * np.sin(2.5 * z + phase_x)
-    return np.asarray(((y - winding_y) ** 2 + (x - winding_x) ** 2) / rng.uniform(0.14, 0.17) ** 2)
+    winding_y = centre[0] + rng.uniform(-0.03, 0.03) + 0.04 * np.sin(2.5 * z + phase_y)
+    winding_x = centre[1] + rng.uniform(-0.03, 0.03) + 0.05 * np.sin(2.5 * z + phase_x)
+    return np.asarray(((y - winding_y) ** 2 + (x - winding_x) ** 2) / rng.uniform(*radii) ** 2)
 
 
 def _look_alikes(rng: np.random.Generator, organs: Sequence[_Blob]) -> list[tuple[float, _Blob]]:
-    """Intensities and shapes of what lies about in the body and is no organ: bowel, cysts, calcifications."""
+    """Intensities and shapes of what lies about in the body and is no organ: bowel, cysts, calcium."""
     found = []
     kinds = [(0.64, 2, (0.13, 0.20)), (0.30, 3, (0.10, 0.14)), (0.95, 4, (0.09, 0.14)), (0.76, 2, (0.12, 0.18))]
     for intensity, count, radii in kinds:
@@ -243,7 +246,7 @@ def _blobs_inside(rng: np.random.Generator, organ: _Blob, count: int) -> list[_B
         z, y, x = np.array(organ.centre) + room * step / np.linalg.norm(step) * rng.uniform() ** (1 / 3)
         stretch = rng.uniform(0.88, 1.14, size=3)
         a, b, c = radius * stretch / np.prod(stretch) ** (1 / 3)
-        if all(np.linalg.norm(np.array(other.centre) - [z, y, x]) > 2.6 * radius for other in blobs):
+        if all(np.linalg.norm(np.array(other.centre) - [z, y, x]) > 2.4 * radius for other in blobs):
             blobs.append(_Blob((z, y, x), (a, b, c)))
     return blobs
 
@@ -260,19 +263,21 @@ def _acquire(rng: np.random.Generator, slices: NDArray[np.float32]) -> NDArray[A
     magnitude = np.hypot(slices * bias + noise[0], noise[1])
     scaled = magnitude * _FULL_SCALE * 10 ** rng.uniform(-1, 2)
     kind = [np.int16, np.uint16, np.float32][rng.integers(3)]
-    if kind is np.float32:
-        return scaled.astype(np.float32)
-    return np.clip(np.round(scaled), 0, np.iinfo(np.int16).max).astype(kind)
+    acquired: NDArray[Any] = scaled.astype(np.float32)
+    if kind is not np.float32:
+        acquired = np.clip(np.round(acquired), 0, np.iinfo(np.int16).max).astype(kind)
+    return acquired
 
 
 def _waves(rng: np.random.Generator, points: NDArray[Any], *, count: int, frequency: float) -> NDArray[np.float32]:
     """A smooth random field of about unit variance: a sum of `count` plane waves of up to `frequency` (per unit)."""
-    field = np.zeros(points.shape[1:], dtype=np.float32)
+    field: NDArray[np.float32] = np.zeros(points.shape[1:], dtype=np.float32)
     for _ in range(count):
         wave = 2 * np.pi * rng.uniform(0.3, 1.0) * frequency * _unit_vector(rng)
         phase = np.tensordot(wave.astype(np.float32), points, axes=1) + np.float32(rng.uniform(0, 2 * np.pi))
         field += np.sin(phase)
-    return field * np.float32(np.sqrt(2 / count))
+    field *= np.float32(np.sqrt(2 / count))
+    return field
 
 
 def _unit_vector(rng: np.random.Generator) -> NDArray[Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ class TrainingJob:
     model: str = "umamba-bot"
     fold: int | str = 0
     tag: str = ""
-    chosen: SettingsChosen = SettingsChosen()
+    chosen: SettingsChosen = field(default_factory=SettingsChosen)
     device: str = "auto"
     restart: bool = False
     """Remove what the run's folder holds and start over."""
@@ -187,7 +187,7 @@ def batch_maker(record: RunRecord, settings: TrainingSettings, store: Store) -> 
 
 
 def _picture_drawer(run: Run, epochs: int) -> Callable[[list[EpochLog]], None]:
-    """Draws progress.png after an epoch, but not more often than every few seconds: short epochs must not wait for it."""
+    """Draws progress.png after an epoch, but at most every few seconds: short epochs must not wait for it."""
     last = -_SECONDS_BETWEEN_PICTURES
 
     def draw(log: list[EpochLog]) -> None:

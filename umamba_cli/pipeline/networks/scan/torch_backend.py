@@ -7,12 +7,12 @@ each from a state of zero; what a chunk's true initial state adds is known from 
 2. every chunk's true initial state, by a short recurrence over the chunks;
 3. the outputs, stepping all chunks once more from their true initial states.
 
-One step handles a tensor of (chunks, batch, channels, state), sized to stay in the cache. No exponent is ever positive,
-so nothing can overflow. Backward runs the same three passes in reverse. Of the states it keeps one for each segment of a
-chunk and recomputes those of one segment at a time: with S steps in a chunk, 2 sqrt(S) states where there are S.
+One step handles a tensor of (chunks, batch, channels, state), sized to stay in the cache. No exponent is ever
+positive, so nothing can overflow. Backward runs the same three passes in reverse. Of the states it keeps one for each
+segment of a chunk and recomputes those of one segment at a time: with S steps in a chunk, 2 sqrt(S) states, not S.
 
-Axes: S steps in a chunk, K chunks, B batch, D channels, N state. Chunked tensors are laid out (S, K, B, ...), so that one
-step is one contiguous piece.
+Axes: S steps in a chunk, K chunks, B batch, D channels, N state. Chunked tensors are laid out (S, K, B, ...), so that
+one step is one contiguous piece.
 """
 
 from __future__ import annotations
@@ -84,9 +84,7 @@ def _segment_length(steps: int) -> int:
     return max(1, math.isqrt(steps))
 
 
-def _advance(
-    h: Tensor, delta: Tensor, inputs: Tensor, A: Tensor, B: Tensor, *, decay: Tensor, out: Tensor
-) -> None:
+def _advance(h: Tensor, delta: Tensor, inputs: Tensor, A: Tensor, B: Tensor, *, decay: Tensor, out: Tensor) -> None:
     """One step of every chunk into `out`: exp(delta A) h + (delta u) B; `decay` receives exp(delta A).
 
     h, decay and out are (K, B, D, N), B is (K, B, N), the others (K, B, D). `out` may be `h`. The buffers are the

@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from umamba_cli.pipeline.data.store import Store, block_shape, chunk_shape
+from umamba_cli.pipeline.errors import WorkError
+
+
+def _write(store: Store, *, labels: int = 2) -> tuple[np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(0)
+    image = generator.standard_normal((2, 9, 30, 31)).astype(np.float32)
+    label_map = generator.integers(-1, labels + 1, (1, 9, 30, 31))
+    voxels = {1: np.array([3, 5], dtype=np.int64)}
+    store.write("case", image, label_map, voxels, {"digest": "abc", "source": []}, patch_size=(8, 16, 16))
+    return image, label_map
+
+
+@pytest.mark.parametrize("labels", [2, 300])
+def test_what_is_written_is_read(tmp_path: Path, labels: int) -> None:
+    store = Store(tmp_path / "store")
+    image, label_map = _write(store, labels=labels)
+    case = store.case("case")
+    np.testing.assert_array_equal(case.image[:], image)
+    np.testing.assert_array_equal(case.labels[:], label_map)
+    np.testing.assert_array_equal(case.image[:, 2:5, 7:9], image[:, 2:5, 7:9])
+    assert case.classes == (1,)
+    assert case.class_voxels(1).tolist() == [3, 5]
+    assert case.shape == (9, 30, 31)
+    assert case.image.chunks == (2, 8, 16, 16)
+
+
+def test_the_json_file_is_what_makes_a_case_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path)
+    assert store.digest("case") is None
+    _write(store)
+    assert store.digest("case") == "abc"
+
+    def full_disk(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("umamba_cli.pipeline.data.store._save", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        _write(store)
+    assert store.digest("case") is None
+
+
+def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import blosc2
+
+    def full_disk(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(blosc2, "asarray", full_disk)
+    with pytest.raises(WorkError, match="No space left"):
+        _write(Store(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_chunk_is_a_patch_and_a_block_fits_the_cache() -> None:
+    assert chunk_shape((3, 1, 300, 400), (256, 256)) == (3, 1, 256, 256)
+    assert chunk_shape((1, 20, 300, 400), (256, 256)) == (1, 1, 256, 256)
+    assert block_shape((3, 128, 128, 128), 4) == (1, 32, 32, 64)

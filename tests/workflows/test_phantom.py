@@ -72,6 +72,13 @@ def test_lesions_are_few_not_tiny_and_touch_nothing_but_the_liver(drawn: list[Dr
     assert len(set(counts)) > 1
 
 
+def test_labels_lie_where_the_organs_were_drawn(drawn: list[Drawn]) -> None:
+    for voxels, labels, _ in drawn:
+        liver, kidneys, vessel, lesion = (float(np.median(voxels[labels == value])) for value in range(1, 5))
+        assert lesion < 0.7 * liver
+        assert liver < kidneys < 0.95 * vessel
+
+
 def test_scales_number_types_grids_differ_between_cases(drawn: list[Drawn]) -> None:
     assert {voxels.dtype.name for voxels, _, _ in drawn} == {"int16", "uint16", "float32"}
     brightness = [np.percentile(voxels, 99) for voxels, _, _ in drawn]

@@ -49,4 +49,6 @@ def evaluate(
         ("label", "Dice", "IoU", "cases"),
         [(row.name, number(row.dice), number(row.iou), str(row.cases)) for row in evaluation.label_means],
     )
+    if evaluation.missing:
+        console.warn(f"{len(evaluation.missing)} references have no prediction and were left out")
     console.say(f"mean Dice {number(evaluation.foreground_mean.dice)} over {len(evaluation.cases)} cases, in {path}")

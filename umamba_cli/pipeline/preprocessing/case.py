@@ -138,14 +138,14 @@ def sample_class_voxels(
 ) -> dict[int, NDArray[np.int64]]:
     """Some voxels of each class that the label map (z, y, x) holds, as sorted indices into the raveled volume.
 
-    The draw depends on the identifier alone, not on the order in which cases are worked on.
+    The draw depends on identifier and class alone, not on the order in which they are worked on.
     """
-    generator = np.random.default_rng(zlib.crc32(identifier.encode()))
     found = {}
     flat = labels.ravel()
     for label in classes:
         (indices,) = np.nonzero(flat == label)
         if len(indices) > MAX_CLASS_VOXELS:
+            generator = np.random.default_rng((zlib.crc32(identifier.encode()), label))
             indices = np.sort(generator.choice(indices, MAX_CLASS_VOXELS, replace=False))
         if len(indices):
             found[label] = indices.astype(np.int64)

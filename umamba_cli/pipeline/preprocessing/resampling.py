@@ -63,9 +63,10 @@ def resample_image(
 def resample_labels(
     labels: NDArray[np.integer[Any]], new_shape: Shape, spacing_mm: Sequence[float], new_spacing_mm: Sequence[float]
 ) -> NDArray[np.integer[Any]]:
-    """Resample a label map (z, y, x): each label is interpolated linearly and taken where it reaches 0.5.
+    """Resample a label map (z, y, x): each label is interpolated linearly, and the one with the largest share wins.
 
-    Source: batchgenerators' `resize_segmentation`, which nnU-Net uses; where two labels tie, the higher one wins.
+    Source: `resize_segmentation` of batchgenerators 0.25.5, which nnU-Net uses: where labels tie, the nearest voxel's
+    label wins if it is one of them, otherwise the lowest.
     """
     if labels.shape == tuple(new_shape):
         return labels
@@ -96,7 +97,12 @@ def _spline(array: NDArray[Any], shape: Shape, order: int) -> NDArray[Any]:
 
 
 def _by_label(labels: NDArray[np.integer[Any]], shape: Shape) -> NDArray[np.integer[Any]]:
-    resized = np.zeros(shape, dtype=labels.dtype)
-    for label in np.unique(labels):
-        resized[_spline(labels == label, shape, LABEL_ORDER) >= 0.5] = label
-    return resized
+    values = np.unique(labels)
+    nearest = _spline(labels, shape, 0).astype(labels.dtype)
+    winner = np.full(shape, values[0], dtype=labels.dtype)
+    best = np.zeros(shape)
+    for value in values:
+        share = _spline(labels == value, shape, LABEL_ORDER)
+        wins = (share > best) | ((share == best) & (nearest == value))
+        winner[wins], best[wins] = value, share[wins]
+    return winner

@@ -6,8 +6,6 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -18,7 +16,7 @@ from umamba_cli.pipeline.data.store import Store
 from umamba_cli.pipeline.data.workspace import Run, Workspace, valid_tag
 from umamba_cli.pipeline.devices import Compute, choose_compute, use_threads
 from umamba_cli.pipeline.errors import InputError
-from umamba_cli.pipeline.evaluation.evaluate import Evaluation, evaluate_pairs, write_summary
+from umamba_cli.pipeline.evaluation.evaluate import Evaluation, Pair, evaluate_pairs, write_summary
 from umamba_cli.pipeline.inference.export import labels_on_image_grid
 from umamba_cli.pipeline.inference.predictor import load_predictor
 from umamba_cli.pipeline.networks.registry import find_model
@@ -210,7 +208,7 @@ def _validate(
     """Predict the held-back cases with the final weights and evaluate them; finished predictions are kept."""
     ending = record.dataset.file_ending
     predictor = load_predictor(run.folder, (), compute)
-    pairs: list[tuple[str, Path, Path]] = []
+    pairs: list[Pair] = []
     on_progress(Progress("validate", 0, len(record.val_cases)))
     for done, case in enumerate(workspace.dataset().select(record.val_cases), start=1):
         target = run.validation / f"{case.identifier}{ending}"
@@ -222,6 +220,6 @@ def _validate(
         assert case.label is not None
         pairs.append((case.identifier, target, case.label))
         on_progress(Progress("validate", done, len(record.val_cases), step=case.identifier))
-    evaluation: Any = evaluate_pairs(pairs, description=record.dataset)
+    evaluation = evaluate_pairs(pairs, description=record.dataset, workers=1)
     write_summary(run.validation / "summary.json", evaluation)
     return evaluation

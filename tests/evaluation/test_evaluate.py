@@ -1,0 +1,251 @@
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import imageio.v3 as imageio
+import numpy as np
+import pytest
+
+import umamba_cli
+from umamba_cli.pipeline.data.dataset import DatasetDescription
+from umamba_cli.pipeline.data.images import write_label_map
+from umamba_cli.pipeline.errors import InputError
+from umamba_cli.pipeline.evaluation.evaluate import (
+    Evaluation,
+    evaluate_folders,
+    evaluate_pairs,
+    find_label_maps,
+    write_summary,
+)
+from umamba_cli.pipeline.geometry import Grid
+
+DESCRIPTION = DatasetDescription(
+    channel_names={"0": "MRI"},
+    labels={"background": 0, "front": 1, "back": 2},
+    file_ending=".nii.gz",
+    name="Test",
+)
+
+
+def write(path: Path, rows: Sequence[Sequence[float]], *, spacing_mm: tuple[float, ...] = (1.0, 1.0, 1.0)) -> None:
+    """Write a label map of one slice."""
+    labels = np.array([rows])
+    direction = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
+    write_label_map(path, labels, Grid(labels.shape, spacing_mm, (0.0, 0.0, 0.0), direction))
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    """Two cases; `b` has no label 2, and `c` was not predicted."""
+    predictions, references = tmp_path / "predictions", tmp_path / "labelsTr"
+    write(predictions / "a.nii.gz", [[1, 1], [0, 2]])
+    write(references / "a.nii.gz", [[0, 1], [1, 2]])
+    write(predictions / "b.nii.gz", [[1, 0], [0, 0]])
+    write(references / "b.nii.gz", [[1, 0], [0, 0]])
+    write(references / "c.nii.gz", [[1, 1], [1, 0]])
+    return predictions, references
+
+
+def evaluate(folders: tuple[Path, Path], *, count_missing: bool = False, with_names: bool = True) -> Evaluation:
+    description = DESCRIPTION if with_names else None
+    return evaluate_folders(*folders, description=description, count_missing=count_missing, workers=1)
+
+
+def test_cases_labels_and_means(folders: tuple[Path, Path]) -> None:
+    evaluation = evaluate(folders)
+    assert [case.case for case in evaluation.cases] == ["a", "b"]
+    a, b = evaluation.cases
+    assert a.labels[1].dice == pytest.approx(1 / 2)
+    assert a.labels[2].dice == 1
+    assert b.labels[1].dice == 1
+    assert math.isnan(b.labels[2].dice)
+    front, back = evaluation.label_means
+    assert (front.name, front.cases, back.name, back.cases) == ("front", 2, "back", 1)
+    assert front.dice == pytest.approx(3 / 4)
+    assert front.iou == pytest.approx((1 / 3 + 1) / 2)
+    assert front.fp == pytest.approx(1 / 2)
+    assert back.dice == 1  # of case a alone: b has nothing that could have been found
+    assert evaluation.foreground_mean.dice == pytest.approx((3 / 4 + 1) / 2)
+
+
+def test_references_without_prediction_are_listed_and_not_counted(folders: tuple[Path, Path]) -> None:
+    evaluation = evaluate(folders)
+    assert evaluation.missing == ("c",)
+    assert evaluation.dataset == "Test"
+
+
+def test_references_without_prediction_can_be_counted_as_0(folders: tuple[Path, Path]) -> None:
+    evaluation = evaluate(folders, count_missing=True)
+    assert evaluation.missing == ("c",)
+    c = evaluation.cases[2]
+    assert (c.labels[1].dice, c.labels[1].fn, c.labels[1].tp) == (0, 3, 0)
+    assert c.labels[1].reference_ml == pytest.approx(0.003)
+    assert math.isnan(c.labels[2].dice)
+    assert evaluation.label_means[0].dice == pytest.approx((1 / 2 + 1 + 0) / 3)
+    assert evaluation.label_means[1].dice == 1
+
+
+def test_without_a_description_labels_are_those_found_in_any_label_map(folders: tuple[Path, Path]) -> None:
+    write(folders[0] / "b.nii.gz", [[1, 0], [0, 9]])
+    evaluation = evaluate(folders, with_names=False)
+    assert evaluation.label_names == {1: "1", 2: "2", 9: "9"}
+    a, b = evaluation.cases
+    assert math.isnan(a.labels[9].dice)
+    assert a.labels[9].prediction_ml == 0
+    assert b.labels[9].dice == 0
+    assert evaluation.dataset == ""
+
+
+def test_labels_of_the_description_that_no_case_holds_have_no_mean(tmp_path: Path) -> None:
+    write(tmp_path / "p" / "a.nii.gz", [[1, 0]])
+    write(tmp_path / "r" / "a.nii.gz", [[1, 0]])
+    evaluation = evaluate((tmp_path / "p", tmp_path / "r"))
+    assert math.isnan(evaluation.label_means[1].dice)
+    assert evaluation.label_means[1].cases == 0
+    assert evaluation.foreground_mean.dice == 1
+
+
+def test_volumes_come_from_the_spacing(tmp_path: Path) -> None:
+    for folder, rows in (("p", [[1, 1], [1, 0]]), ("r", [[1, 1], [0, 0]])):
+        write(tmp_path / folder / "a.nii.gz", rows, spacing_mm=(10.0, 5.0, 4.0))
+    metrics = evaluate((tmp_path / "p", tmp_path / "r")).cases[0].labels[1]
+    assert metrics.prediction_ml == pytest.approx(0.6)
+    assert metrics.reference_ml == pytest.approx(0.4)
+
+
+def test_the_summary_file(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    path = tmp_path / "out" / "summary.json"
+    write_summary(path, evaluate(folders))
+    summary = json.loads(path.read_text())
+    assert summary["foreground_mean"]["dice"] == pytest.approx(0.875)
+    assert summary["mean"]["1"]["dice"] == pytest.approx(0.75)
+    assert summary["mean"]["2"]["cases"] == 1
+    assert [case["case"] for case in summary["cases"]] == ["a", "b"]
+    assert summary["cases"][0]["labels"]["1"]["iou"] == pytest.approx(1 / 3)
+    assert summary["cases"][1]["labels"]["2"]["dice"] is None
+    assert summary["label_names"] == {"1": "front", "2": "back"}
+    assert summary["missing"] == ["c"]
+    assert summary["dataset"] == "Test"
+    assert summary["version"] == umamba_cli.__version__
+
+
+def test_a_table_of_all_cases(folders: tuple[Path, Path]) -> None:
+    rows = evaluate(folders).case_rows()
+    assert rows[0] == ("a", "front", "0.500", "0.333", "0.00", "0.00")
+    assert rows[3] == ("b", "back", "-", "-", "0.00", "0.00")
+
+
+def test_all_bad_cases_are_listed(folders: tuple[Path, Path]) -> None:
+    predictions, references = folders
+    write(predictions / "a.nii.gz", [[1, 1], [0, 3]], spacing_mm=(2.0, 1.0, 1.0))
+    (predictions / "b.nii.gz").write_text("no image")
+    write(predictions / "c.nii.gz", [[1, 1]])
+    write(predictions / "d.nii.gz", [[1, 1]])
+    write(references / "d.nii.gz", [[1, 1]])
+    with pytest.raises(InputError) as caught:
+        evaluate(folders)
+    assert caught.value.problem == "3 of 4 cases cannot be evaluated"
+    a, b, c = caught.value.details
+    assert a == (
+        "a: prediction holds 3, dataset.json knows 0, 1, 2; "
+        "prediction and reference differ: spacing is 2 1 1 and 1 1 1 mm (z, y, x)"
+    )
+    assert b.startswith("b: prediction b.nii.gz cannot be read as an image: Not a gzipped file")
+    assert c == "c: prediction is 1x1x2, reference is 1x2x2"
+
+
+def test_predictions_without_reference_are_refused(folders: tuple[Path, Path]) -> None:
+    write(folders[0] / "x.nii.gz", [[1, 1], [0, 0]])
+    write(folders[0] / "y.nii.gz", [[1, 1], [0, 0]])
+    with pytest.raises(InputError, match="2 of 4 predictions have no reference") as caught:
+        evaluate(folders)
+    assert caught.value.details == ("x", "y")
+
+
+def test_folders_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
+    for name in ("a", "b", "c", "d"):
+        write(tmp_path / "p" / f"{name}.nii.gz", [[1]])
+        write(tmp_path / "r" / f"{name}_0000.nii.gz", [[1]])
+    with pytest.raises(InputError, match=r"no prediction in .* has a reference in") as caught:
+        evaluate((tmp_path / "p", tmp_path / "r"))
+    assert caught.value.details == ("predictions: a, b, c, ...", "references: a_0000, b_0000, c_0000, ...")
+
+
+def test_folders_without_label_maps_are_refused(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="empty holds no label map"):
+        evaluate((tmp_path / "empty", folders[1]))
+    with pytest.raises(InputError, match="nowhere is no folder"):
+        evaluate((folders[0], tmp_path / "nowhere"))
+    with pytest.raises(InputError, match="nothing to evaluate"):
+        evaluate_pairs([], description=None)
+
+
+def test_files_beside_the_label_maps_are_left_alone(folders: tuple[Path, Path]) -> None:
+    predictions, _ = folders
+    (predictions / "summary.json").write_text("{}")
+    (predictions / "a.npz").write_bytes(b"")
+    (predictions / ".hidden.nii.gz").write_bytes(b"")
+    imageio.imwrite(predictions / "overview.png", np.zeros((2, 2), dtype=np.uint8))
+    for with_names in (True, False):
+        assert [case.case for case in evaluate(folders, with_names=with_names).cases] == ["a", "b"]
+
+
+def test_label_maps_may_be_stored_in_different_formats(folders: tuple[Path, Path]) -> None:
+    predictions, _ = folders
+    for name, ending in (("a", ".mha"), ("b", ".nrrd")):
+        (predictions / f"{name}.nii.gz").unlink()
+        write(predictions / f"{name}{ending}", [[1, 0], [0, 0]])
+    evaluation = evaluate(folders)
+    assert [case.case for case in evaluation.cases] == ["a", "b"]
+    assert evaluation.cases[1].labels[1].dice == 1
+
+
+def test_two_label_maps_of_one_case_are_refused(tmp_path: Path) -> None:
+    write(tmp_path / "a.mha", [[1]])
+    write(tmp_path / "a.nii.gz", [[1]])
+    with pytest.raises(InputError, match=r"two label maps of a: a\.mha and a\.nii\.gz"):
+        find_label_maps(tmp_path)
+
+
+def test_pictures_have_no_volume(tmp_path: Path) -> None:
+    for name, first, second in (("a", 1, 1), ("b", 2, 1)):
+        for folder, value in (("p", first), ("r", second)):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            imageio.imwrite(tmp_path / folder / f"{name}.png", np.array([[value, 0], [0, 0]], dtype=np.uint8))
+    evaluation = evaluate((tmp_path / "p", tmp_path / "r"), with_names=False)
+    a, b = evaluation.cases
+    assert a.labels[1].dice == 1
+    assert b.labels[1].dice == 0
+    assert all(math.isnan(metrics.reference_ml) for case in (a, b) for metrics in case.labels.values())
+    assert math.isnan(evaluation.foreground_mean.prediction_ml)
+
+
+def test_pairs_need_no_common_folder_and_come_back_sorted(folders: tuple[Path, Path]) -> None:
+    predictions, references = folders
+    pairs = [(name, predictions / f"{name}.nii.gz", references / f"{name}.nii.gz") for name in ("b", "a")]
+    evaluation = evaluate_pairs(pairs, description=DESCRIPTION, workers=2)
+    assert [case.case for case in evaluation.cases] == ["a", "b"]
+    assert evaluation.foreground_mean.dice == pytest.approx(0.875)
+    assert evaluation.missing == ()
+
+
+def test_nnunet_gave_the_same_numbers(shared: Path) -> None:
+    golden = shared / "goldens" / "nnunet_model" / "predictions"
+    expected = json.loads((golden / "evaluation.json").read_text())
+    references = shared / "data" / "Dataset004_Hippocampus" / "labelsTr"
+    evaluation = evaluate_folders(golden / "mirroring", references, description=None, workers=1)
+    assert len(evaluation.cases) == len(expected["metric_per_case"]) == 26
+    assert len(evaluation.missing) == 104
+    names = {"dice": "Dice", "iou": "IoU", "tp": "TP", "fp": "FP", "fn": "FN"}
+    for ours, theirs in names.items():
+        assert getattr(evaluation.foreground_mean, ours) == pytest.approx(expected["foreground_mean"][theirs], abs=1e-9)
+        for mean in evaluation.label_means:
+            assert getattr(mean, ours) == pytest.approx(expected["mean"][str(mean.label)][theirs], abs=1e-9)
+    by_case = {case["case"]: case["metrics"] for case in expected["metric_per_case"]}
+    for case in evaluation.cases:
+        for label, metrics in case.labels.items():
+            assert metrics.dice == pytest.approx(by_case[case.case][str(label)]["Dice"], abs=1e-9)

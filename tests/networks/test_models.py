@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from umamba_cli.pipeline.errors import InputError
+from umamba_cli.pipeline.networks import registry
+from umamba_cli.pipeline.networks.architecture import Architecture
+from umamba_cli.pipeline.networks.mamba import MambaBlock, MambaLayer
+from umamba_cli.pipeline.networks.registry import NetworkPlan, available_models, build_network, register_model
+from umamba_cli.pipeline.networks.unet import UNet, count_parameters
+
+MODELS = ("unet", "umamba-none", "umamba-bot", "umamba-enc")
+
+
+def plan(dimensions: int) -> NetworkPlan:
+    return NetworkPlan(
+        input_channels=2,
+        outputs=3,
+        patch_size=(16,) * dimensions,
+        features_per_stage=(4, 6, 8),
+        strides=((1,) * dimensions, (2,) * dimensions, (1,) * (dimensions - 2) + (2, 2)),
+        kernel_sizes=((3,) * dimensions, (3,) * dimensions, (1,) * (dimensions - 2) + (3, 3)),
+        convolutions_per_stage=(2, 2, 2),
+        convolutions_per_stage_decoder=(2, 2),
+        blocks_per_stage=(1, 2, 1),
+        blocks_per_stage_decoder=(1, 2),
+    )
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("dimensions", [2, 3])
+def test_heads_have_the_sizes_of_their_resolutions(model: str, dimensions: int) -> None:
+    network = build_network(model, plan(dimensions))
+    x = torch.randn(2, 2, *(16,) * dimensions)
+    outputs = network(x)
+    assert [tuple(y.shape) for y in outputs] == [(2, 3, *(n,) * dimensions) for n in (16, 8)]
+    assert network.eval()(x).shape == outputs[0].shape
+    torch.testing.assert_close(network(x), outputs[0])
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("dimensions", [2, 3])
+def test_every_parameter_has_a_gradient(model: str, dimensions: int) -> None:
+    torch.manual_seed(0)
+    network = build_network(model, plan(dimensions))
+    sum(y.square().mean() for y in network(torch.randn(2, 2, *(16,) * dimensions))).backward()
+    # The bias before an instance norm is taken out again by it; its gradient is rounding noise, but it is there.
+    assert [name for name, p in network.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
+    silent = [name for name, p in network.named_parameters() if not p.grad.abs().sum() > 0]
+    assert silent == []
+
+
+@pytest.mark.parametrize("model", ["umamba-bot", "umamba-enc"])
+def test_channels_last_gives_the_same_result_and_bfloat16_a_close_one(model: str) -> None:
+    torch.manual_seed(0)
+    network = build_network(model, plan(3)).eval()
+    x = torch.randn(1, 2, 16, 16, 16)
+    expected = network(x).detach()
+    network.to(memory_format=torch.channels_last_3d)
+    torch.testing.assert_close(network(x.to(memory_format=torch.channels_last_3d)), expected, rtol=1e-4, atol=1e-4)
+    with torch.autocast("cpu", torch.bfloat16):
+        low = network(x).detach()
+    assert float((low - expected).abs().mean() / expected.abs().mean()) < 0.1
+
+
+def test_the_models_differ_by_their_mamba_layers_alone() -> None:
+    def layers(model: str) -> list[str]:
+        network = build_network(model, plan(2))
+        return [name for name, module in network.named_modules() if isinstance(module, MambaLayer)]
+
+    assert layers("umamba-none") == []
+    assert layers("umamba-bot") == ["encoder.mamba_layers.2"]
+    assert layers("umamba-enc") == [f"encoder.mamba_layers.{i}" for i in range(3)]
+    mamba = count_parameters(MambaLayer(8))
+    assert count_parameters(build_network("umamba-bot", plan(2))) == mamba + count_parameters(
+        build_network("umamba-none", plan(2))
+    )
+
+
+def test_a_mamba_layer_sees_the_past_alone() -> None:
+    torch.manual_seed(0)
+    block = MambaBlock(6)
+    tokens = torch.randn(1, 30, 6)
+    changed = tokens.clone()
+    changed[:, 17] += 1
+    difference = (block(tokens) - block(changed)).detach().abs().sum(-1)[0]
+    assert float(difference[:17].max()) == 0
+    assert float(difference[17:].min()) > 0
+
+
+def test_the_convolution_is_pytorchs_depthwise_one() -> None:
+    torch.manual_seed(0)
+    block = MambaBlock(6)
+    x = torch.randn(2, 30, 12)
+    expected = block.conv1d(x.mT)[..., :30].mT
+    torch.testing.assert_close(block._causal_convolution(x), expected)
+
+
+def test_tokens_are_a_view_of_a_channels_last_map() -> None:
+    x = torch.randn(1, 4, 3, 5, 6).to(memory_format=torch.channels_last_3d)
+    assert x.movedim(1, -1).flatten(1, -2).data_ptr() == x.data_ptr()
+    y = MambaLayer(4)(x)
+    assert y.shape == x.shape
+    assert y.is_contiguous(memory_format=torch.channels_last_3d)
+
+
+def test_a_patch_that_does_not_fit_is_refused_with_one_that_does() -> None:
+    network = build_network("unet", plan(2))
+    with pytest.raises(InputError, match="multiples of") as error:
+        network(torch.zeros(1, 2, 16, 18))
+    assert "(16, 20)" in error.value.next_step
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"features_per_stage": (4,), "strides": ((1, 1),), "kernel_sizes": ((3, 3),)},
+        {"strides": ((1, 1), (2, 2))},
+        {"kernel_sizes": ((3, 3), (3, 3), (3, 2))},
+        {"kernel_sizes": ((3, 3), (3, 3), (3, 3, 3))},
+        {"convolutions_per_stage": (2, 2)},
+    ],
+)
+def test_contradictions_are_refused_when_built(change: dict[str, object]) -> None:
+    with pytest.raises(InputError):
+        build_network("unet", replace(plan(2), **change))  # type: ignore[arg-type]
+
+
+def test_an_architecture_survives_json() -> None:
+    network = build_network("umamba-enc", plan(3))
+    assert isinstance(network, UNet)
+    assert Architecture.from_json(network.architecture.to_json()) == network.architecture
+
+
+def test_other_packages_can_add_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_MODELS", dict(registry._MODELS))
+    register_model("mine", lambda plan: nn.Conv2d(plan.input_channels, plan.outputs, 1), "a test's")
+    assert "mine" in available_models()
+    assert isinstance(build_network("mine", plan(2)), nn.Conv2d)
+    with pytest.raises(InputError, match="no model 'other'") as error:
+        build_network("other", plan(2))
+    assert "mine" in error.value.next_step

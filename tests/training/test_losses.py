@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from umamba_cli.pipeline.training.losses import (
+    deep_supervision_loss,
+    dice_and_cross_entropy,
+    hard_overlap,
+    head_weights,
+    soft_dice,
+)
+from umamba_cli.pipeline.training.schedule import polynomial_decay
+
+
+def certain(labels: torch.Tensor, classes: int) -> torch.Tensor:
+    """Logits that leave no doubt."""
+    return F.one_hot(labels, classes).movedim(-1, 1).float() * 100
+
+
+def test_soft_dice_worked_out_by_hand() -> None:
+    labels = torch.tensor([[[1, 1], [0, 0]]])
+    predicted = torch.tensor([[[1, 0], [0, 0]]])
+    # class 1: one voxel shared, one predicted, two there: 2*1 / (1+2)
+    assert float(soft_dice(certain(predicted, 2), labels, batch_dice=False)) == pytest.approx(2 / 3, abs=1e-4)
+
+
+def test_batch_dice_counts_the_batch_as_one_image() -> None:
+    labels = torch.tensor([[[1, 1]], [[1, 0]]])
+    predicted = torch.tensor([[[1, 1]], [[0, 0]]])
+    logits = certain(predicted, 2)
+    # shared 2, predicted 2, there 3
+    assert float(soft_dice(logits, labels, batch_dice=True)) == pytest.approx(4 / 5, abs=1e-4)
+    # 1 for the first image, 0 for the second
+    assert float(soft_dice(logits, labels, batch_dice=False)) == pytest.approx(1 / 2, abs=1e-4)
+
+
+def test_the_background_does_not_count_and_an_absent_class_is_right() -> None:
+    labels = torch.zeros(1, 4, 4, dtype=torch.long)
+    assert float(soft_dice(certain(labels, 3), labels, batch_dice=False)) == pytest.approx(1, abs=1e-3)
+
+
+def test_the_loss_is_cross_entropy_minus_dice_and_lowest_where_all_is_right() -> None:
+    labels = torch.randint(0, 3, (2, 6, 6), generator=torch.Generator().manual_seed(0))
+    assert float(dice_and_cross_entropy(certain(labels, 3), labels, batch_dice=False)) == pytest.approx(-1, abs=1e-4)
+    logits = torch.zeros(2, 3, 6, 6)
+    expected = torch.log(torch.tensor(3.0)) - soft_dice(logits, labels, batch_dice=False)
+    torch.testing.assert_close(dice_and_cross_entropy(logits, labels, batch_dice=False), expected)
+
+
+def test_heads_weigh_half_as_much_each_time_and_the_lowest_nothing() -> None:
+    assert head_weights(1) == [1]
+    assert head_weights(2) == [1, 0]
+    assert head_weights(4) == pytest.approx([4 / 7, 2 / 7, 1 / 7, 0])
+
+
+def test_deep_supervision_takes_the_nearest_labels() -> None:
+    labels = torch.zeros(1, 4, 4, dtype=torch.long)
+    labels[:, 2:, :] = 1
+    low = labels[:, ::2, ::2]
+    right = [certain(labels, 2), certain(low, 2), torch.zeros(1, 2, 1, 1)]
+    wrong = [certain(labels, 2), certain(1 - low, 2), torch.zeros(1, 2, 1, 1)]
+    assert float(deep_supervision_loss(right, labels, batch_dice=False)) == pytest.approx(-1, abs=1e-3)
+    assert float(deep_supervision_loss(wrong, labels, batch_dice=False)) > 10
+
+
+def test_hard_overlap_counts_right_wrong_and_missed() -> None:
+    labels = torch.tensor([[0, 1, 1, 2, 2, 2]])
+    predicted = torch.tensor([[1, 1, 0, 2, 2, 0]])
+    assert hard_overlap(certain(predicted, 3), labels).tolist() == [[1, 2], [1, 0], [1, 1]]
+
+
+def test_the_learning_rate_decays_to_nothing() -> None:
+    assert polynomial_decay(0.01, 0, 10) == 0.01
+    assert polynomial_decay(0.01, 5, 10) == pytest.approx(0.01 * 0.5**0.9)
+    assert 0 < polynomial_decay(0.01, 9, 10) < 0.0013

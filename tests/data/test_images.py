@@ -81,10 +81,11 @@ def test_a_4d_image_is_refused_with_what_to_do(tmp_path: Path) -> None:
         read_image([tmp_path / "a_0000.nii.gz"])
 
 
-@pytest.mark.parametrize("size", [0, 40, 0.5, 0.999])
-def test_a_truncated_file_is_refused(tmp_path: Path, size: float) -> None:
+@pytest.mark.parametrize("size", [0, 40, 0.5, 0.98])
+@pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".mha", ".nrrd"])
+def test_a_truncated_file_is_refused(tmp_path: Path, ending: str, size: float) -> None:
     noise = np.random.default_rng(0).standard_normal((20, 20, 20)).astype(np.float32)
-    path = _write(tmp_path / "a_0000.nii.gz", noise)
+    path = _write(tmp_path / f"a_0000{ending}", noise)
     content = path.read_bytes()
     path.write_bytes(content[: int(size if size > 1 else size * len(content))])
     with pytest.raises(UnreadableImage, match="a_0000"):

@@ -20,7 +20,7 @@ class UmambaError(Exception):
 
     exit_code = 1
 
-    def __init__(self, problem: str, *, details: Sequence[str] = (), next_step: str = "") -> None:
+    def __init__(self, problem: str, *, next_step: str, details: Sequence[str] = ()) -> None:
         super().__init__(problem, tuple(details), next_step)
         self.problem = problem
         self.details = tuple(details)

@@ -99,7 +99,7 @@ def to_plain(content: object) -> object:
     return content
 
 
-def read_json(path: Path, *, next_step: str = "") -> Any:
+def read_json(path: Path, *, next_step: str = "give another path, or make the file") -> Any:
     """The content of a JSON file.
 
     Raises:
@@ -118,7 +118,7 @@ def read_json(path: Path, *, next_step: str = "") -> Any:
         ) from error
 
 
-def read_model(path: Path, model: type[Model], *, next_step: str = "") -> Model:
+def read_model(path: Path, model: type[Model], *, next_step: str) -> Model:
     """A JSON file as a validated pydantic model.
 
     Raises:

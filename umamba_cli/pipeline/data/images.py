@@ -172,6 +172,7 @@ def _read_with_simpleitk(path: Path) -> tuple[NDArray[Any], Grid]:
         image = sitk.ReadImage(str(path))
     except RuntimeError as error:
         raise _unreadable(path, error) from error
+    _check_size(path, image)
     array = sitk.GetArrayFromImage(image)
     axes = image.GetDimension()
     if axes not in (2, 3):
@@ -184,6 +185,15 @@ def _read_with_simpleitk(path: Path) -> tuple[NDArray[Any], Grid]:
     if axes == 2:
         array, spacing = array[:, None], (FLAT_SPACING_MM * max(spacing), *spacing)
     return array, Grid(array.shape[1:], spacing, tuple(image.GetOrigin()), tuple(image.GetDirection()))
+
+
+def _check_size(path: Path, image: Any) -> None:
+    # What is missing from an uncompressed NIfTI is filled with zeros, too, and there is no checksum.
+    if path.suffix.lower() != ".nii" or not image.HasMetaDataKey("bitpix"):
+        return
+    needed = image.GetNumberOfPixels() * int(image.GetMetaData("bitpix")) // 8
+    if path.stat().st_size < needed:
+        raise _unreadable(path, EOFError(f"{path.stat().st_size} bytes are there, {needed} are needed"))
 
 
 def _check_gzip(path: Path) -> None:

@@ -63,7 +63,9 @@ def _groups(identifiers: Sequence[str], group_by: str | None) -> dict[str, list[
     try:
         pattern = re.compile(group_by)
     except re.error as error:
-        raise InputError(f"--group-by {group_by!r} is no regular expression: {error}") from error
+        raise InputError(
+            f"--group-by {group_by!r} is no regular expression: {error}", next_step="correct it"
+        ) from error
     groups: dict[str, list[str]] = defaultdict(list)
     unmatched = []
     for name in identifiers:

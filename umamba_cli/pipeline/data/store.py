@@ -58,6 +58,11 @@ class StoredCase:
         names = [name.removeprefix("class_") for name in _names(self.labels) if name.startswith("class_")]
         return tuple(sorted(int(name) for name in names))
 
+    @property
+    def class_counts(self) -> NDArray[np.int64]:
+        """Voxels of each class, the background first, as `properties` hold them."""
+        return np.array(self.properties["class_counts"], dtype=np.int64)
+
     def class_voxels(self, label: int) -> NDArray[np.int64]:
         """Some voxels of one class, as indices into the raveled (z, y, x) volume."""
         return np.frombuffer(self.labels.schunk.vlmeta[f"class_{label}"], dtype=np.int64)
@@ -77,6 +82,11 @@ class Store:
         """The digest of the plans that a complete case was made with; None where there is no complete case."""
         path = self.folder / f"{identifier}.json"
         return str(read_json(path).get("digest")) if path.is_file() else None
+
+    def class_frequencies(self, identifiers: Sequence[str]) -> tuple[float, ...]:
+        """The share of each class among all voxels of these cases, the background first."""
+        counts = np.sum([self.case(name).class_counts for name in identifiers], axis=0)
+        return tuple(float(share) for share in counts / counts.sum())
 
     def write(
         self,

@@ -47,7 +47,7 @@ def tile_boxes(shape: Sequence[int], tile: Sequence[int], step: float) -> Iterat
         InputError: `step` is not in (0, 1].
     """
     if not 0 < step <= 1:
-        raise InputError(f"the step between tiles must be above 0 and at most 1, it is {step}")
+        raise InputError(f"the step between tiles must be above 0 and at most 1, it is {step}", next_step="use 0.5")
     starts = [tile_starts(n, t, step) for n, t in zip(shape, tile, strict=True)]
     for start in itertools.product(*starts):
         yield Box(start, tuple(a + t for a, t in zip(start, tile, strict=True)))

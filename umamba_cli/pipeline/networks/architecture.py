@@ -51,7 +51,7 @@ class Architecture:
     def __post_init__(self) -> None:
         stages = len(self.features_per_stage)
         if stages < 2:
-            raise InputError(f"a U-Net needs at least 2 stages, the plan has {stages}")
+            raise _contradiction(f"a U-Net needs at least 2 stages, the plan has {stages}")
         for name, expected in (
             ("strides", stages),
             ("kernel_sizes", stages),
@@ -59,13 +59,13 @@ class Architecture:
             ("blocks_per_stage_decoder", stages - 1),
         ):
             if len(getattr(self, name)) != expected:
-                raise InputError(f"{name} has {len(getattr(self, name))} entries, {expected} are needed")
+                raise _contradiction(f"{name} has {len(getattr(self, name))} entries, {expected} are needed")
         if any(len(axes) != self.dimensions for axes in (*self.strides, *self.kernel_sizes)):
-            raise InputError(f"strides and kernel_sizes differ in their number of axes: {self.strides}")
+            raise _contradiction(f"strides and kernel_sizes differ in their number of axes: {self.strides}")
         if self.dimensions not in (2, 3):
-            raise InputError(f"networks have 2 or 3 dimensions, the plan has {self.dimensions}")
+            raise _contradiction(f"networks have 2 or 3 dimensions, the plan has {self.dimensions}")
         if any(k % 2 == 0 for axes in self.kernel_sizes for k in axes):
-            raise InputError(f"kernel sizes must be odd, they are {self.kernel_sizes}")
+            raise _contradiction(f"kernel sizes must be odd, they are {self.kernel_sizes}")
 
     @property
     def dimensions(self) -> int:
@@ -85,6 +85,10 @@ class Architecture:
     def from_json(cls, content: dict[str, Any]) -> Architecture:
         """The architecture that `to_json` wrote."""
         return cls(**{name: _tuples(value) for name, value in content.items()})
+
+
+def _contradiction(problem: str) -> InputError:
+    return InputError(problem, next_step="correct the architecture in plans.json, or plan again")
 
 
 def _tuples(value: Any) -> Any:

@@ -60,6 +60,24 @@ class ConvolutionBlock(nn.Module):
         return y
 
 
+class Shortcut(nn.Module):
+    """A 1x1 convolution with a stride: take every stride-th voxel, then convolve.
+
+    It is written in two steps because PyTorch's own strided one crashes in backward, or writes where it must not, for 8
+    channels_last feature maps on a CPU with AVX-512 (torch 2.13, oneDNN).
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: Sequence[int]) -> None:
+        super().__init__()
+        self.conv = convolution(inputs, outputs, (1,) * len(stride))
+        self._every = (slice(None), slice(None), *(slice(None, None, step) for step in stride))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs, ...) to (B, outputs, ... / stride)."""
+        y: Tensor = self.conv(x[self._every])
+        return y
+
+
 class ResidualBlock(nn.Module):
     """Two convolutions around which the input is added; where size or width change, through a 1x1 convolution.
 
@@ -70,11 +88,11 @@ class ResidualBlock(nn.Module):
         self, inputs: int, outputs: int, kernel_size: Sequence[int], stride: Sequence[int] | None = None
     ) -> None:
         super().__init__()
-        axes = len(kernel_size)
+        stride = stride or (1,) * len(kernel_size)
         self.first = ConvolutionBlock(inputs, outputs, kernel_size, stride)
         self.second = ConvolutionBlock(outputs, outputs, kernel_size, activation=False)
-        changes = inputs != outputs or any(s > 1 for s in stride or ())
-        self.shortcut = convolution(inputs, outputs, (1,) * axes, stride) if changes else nn.Identity()
+        changes = inputs != outputs or any(s > 1 for s in stride)
+        self.shortcut = Shortcut(inputs, outputs, stride) if changes else nn.Identity()
         self.activation = nn.LeakyReLU(NEGATIVE_SLOPE, inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -47,6 +47,9 @@ class NetworkPlan:
     blocks_per_stage_decoder: tuple[int, ...]
     """Residual blocks of a residual network's decoder, by resolution, full resolution first."""
 
+    class_frequencies: tuple[float, ...] = ()
+    """Share of each class among the voxels of the training cases, for the heads' first guess; empty: unknown."""
+
 
 Builder = Callable[[NetworkPlan], nn.Module]
 
@@ -126,7 +129,8 @@ def _unet_builder(
                 block=block,
                 stem=stem,
                 mamba=mamba,
-            )
+            ),
+            plan.class_frequencies,
         )
 
     return build

@@ -7,6 +7,8 @@ Mamba layers in the encoder).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -14,6 +16,9 @@ from umamba_cli.pipeline.errors import InputError
 from umamba_cli.pipeline.networks.architecture import Architecture, Axes
 from umamba_cli.pipeline.networks.blocks import NEGATIVE_SLOPE, TRANSPOSED, ConvolutionBlock, ResidualBlock, convolution
 from umamba_cli.pipeline.networks.mamba import MambaLayer
+
+RAREST = 1e-4
+"""A class rarer than this is taken to be this frequent at the start."""
 
 # nnU-Net's plain stages count convolutions, U-Mamba's count residual blocks of two.
 _BLOCKS: dict[str, type[ConvolutionBlock] | type[ResidualBlock]] = {
@@ -74,11 +79,15 @@ class DecoderStage(nn.Module):
 class UNet(nn.Module):
     """A U-Net built from an `Architecture`.
 
+    Where the classes' frequencies are given, the heads begin by predicting them. Otherwise the first steps teach the
+    network that nearly all is background, with a momentum that carries it far beyond, and on small datasets it takes
+    hundreds of steps to come back. Source: Lin et al., "Focal Loss for Dense Object Detection", 2017, section 3.3.
+
     In training mode it returns the logits of every decoder resolution, full resolution first; in evaluation mode those
     of the full resolution alone.
     """
 
-    def __init__(self, architecture: Architecture) -> None:
+    def __init__(self, architecture: Architecture, class_frequencies: Sequence[float] = ()) -> None:
         super().__init__()
         self.architecture = architecture
         self.encoder = Encoder(architecture)
@@ -89,6 +98,17 @@ class UNet(nn.Module):
             convolution(architecture.features_per_stage[i], architecture.outputs, ones) for i in stages
         )
         self.apply(_initialise)
+        if class_frequencies:
+            self._begin_with(class_frequencies)
+
+    @torch.no_grad()
+    def _begin_with(self, class_frequencies: Sequence[float]) -> None:
+        prior = torch.tensor(class_frequencies).clamp_min(RAREST).log()
+        for head in self.heads:
+            assert isinstance(head, nn.Conv2d | nn.Conv3d)
+            assert head.bias is not None
+            nn.init.normal_(head.weight, std=0.01)
+            head.bias.copy_(prior)
 
     def forward(self, x: Tensor) -> list[Tensor] | Tensor:
         """(B, channels, ...) to logits (B, outputs, ...), see the class.

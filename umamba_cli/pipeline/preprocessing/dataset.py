@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from umamba_cli.pipeline.data.checks import load_and_check
 from umamba_cli.pipeline.data.dataset import Case, DatasetDescription
 from umamba_cli.pipeline.data.store import Store
@@ -132,6 +134,7 @@ def _preprocess_and_store(job: _Job) -> str | None:
         "digest": plans_digest(job.plans, configuration),
         "source": source_state([*job.case.images, *filter(None, [job.case.label])]),
         "shape": case.labels.shape,
+        "class_counts": np.bincount(np.maximum(case.labels, 0).ravel(), minlength=job.description.num_classes),
         "geometry": case.geometry.to_json(),
     }
     job.store.write(

@@ -72,14 +72,12 @@ def draw_side_by_side(
     legend_rows = math.ceil(len(names) / _LEGEND_ROW)
     figure = Figure(figsize=(3 * _PANEL_INCHES, height + 0.75 + 0.25 * legend_rows), layout="constrained")
     FigureCanvasAgg(figure)
-    low, high = _window(image[z])
     panels = (("image", None), ("reference", reference[z]), ("prediction", prediction[z]))
     for axes, (name, labels) in zip(figure.subplots(1, 3), panels, strict=True):
-        axes.imshow(image[z], cmap="gray", vmin=low, vmax=high, aspect=aspect, interpolation="nearest")
+        _draw_image(axes, image[z], aspect)
         if labels is not None:
             _draw_labels(axes, labels, names, aspect)
         axes.set_title(name)
-        axes.set_axis_off()
     place = f"slice {z + 1} of {len(image)}" if len(image) > 1 else ""
     figure.suptitle(", ".join(part for part in (title, place) if part))
     _draw_legend(figure, names)
@@ -112,6 +110,12 @@ def _window(pixels: NDArray[Any]) -> tuple[float, float]:
         return 0.0, 1.0
     low, high = np.percentile(finite, _WINDOW_PERCENTILES)
     return float(low), float(high if high > low else low + 1)
+
+
+def _draw_image(axes: Any, pixels: NDArray[Any], aspect: float) -> None:
+    low, high = _window(pixels)
+    axes.imshow(pixels, cmap="gray", vmin=low, vmax=high, aspect=aspect, interpolation="nearest")
+    axes.set_axis_off()
 
 
 def _draw_labels(axes: Any, labels: NDArray[Any], names: Mapping[int, str], aspect: float) -> None:

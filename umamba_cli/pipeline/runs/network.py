@@ -9,7 +9,9 @@ from umamba_cli.pipeline.networks.registry import NetworkPlan, build_network
 from umamba_cli.pipeline.planning.plans import Configuration
 
 
-def network_plan(configuration: Configuration, dataset: DatasetDescription) -> NetworkPlan:
+def network_plan(
+    configuration: Configuration, dataset: DatasetDescription, class_frequencies: tuple[float, ...] = ()
+) -> NetworkPlan:
     """What a configuration of the plans and the dataset decide about any network.
 
     Plans for plain networks count convolutions a stage (`n_conv_per_stage`), plans for residual ones count blocks
@@ -29,13 +31,19 @@ def network_plan(configuration: Configuration, dataset: DatasetDescription) -> N
         convolutions_per_stage_decoder=network.n_conv_per_stage_decoder[::-1],
         blocks_per_stage=network.n_blocks_per_stage or convolutions,
         blocks_per_stage_decoder=(network.n_blocks_per_stage_decoder or network.n_conv_per_stage_decoder)[::-1],
+        class_frequencies=class_frequencies,
     )
 
 
-def new_network(model: str, configuration: Configuration, dataset: DatasetDescription) -> nn.Module:
-    """A freshly initialised network.
+def new_network(
+    model: str,
+    configuration: Configuration,
+    dataset: DatasetDescription,
+    class_frequencies: tuple[float, ...] = (),
+) -> nn.Module:
+    """A freshly initialised network; `class_frequencies` are what its heads begin with, see `NetworkPlan`.
 
     Raises:
         InputError: there is no such model, or it does not suit the plan.
     """
-    return build_network(model, network_plan(configuration, dataset))
+    return build_network(model, network_plan(configuration, dataset, class_frequencies))

@@ -50,16 +50,19 @@ class TrainingSettings:
     """Of the initial weights, the order of cases, the patches and their augmentation."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "iterations", "batch_size", "validation_iterations"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, it is {getattr(self, name)}")
-        for name in ("learning_rate", "gradient_clip"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"{name} must be greater than 0, it is {getattr(self, name)}")
-        if not 0 <= self.foreground_share <= 1:
-            raise InputError(f"foreground_share must be between 0 and 1, it is {self.foreground_share}")
-        if self.seed < 0:
-            raise InputError(f"seed must not be negative, it is {self.seed}")
+        allowed = {
+            "epochs": (self.epochs >= 1, "at least 1"),
+            "iterations": (self.iterations >= 1, "at least 1"),
+            "batch_size": (self.batch_size >= 1, "at least 1"),
+            "validation_iterations": (self.validation_iterations >= 1, "at least 1"),
+            "learning_rate": (self.learning_rate > 0, "greater than 0"),
+            "gradient_clip": (self.gradient_clip > 0, "greater than 0"),
+            "foreground_share": (0 <= self.foreground_share <= 1, "from 0 to 1"),
+            "seed": (self.seed >= 0, "at least 0"),
+        }
+        for name, (is_allowed, range_text) in allowed.items():
+            if not is_allowed:
+                raise InputError(f"{name} is {getattr(self, name)}", next_step=f"give a number {range_text}")
 
     def to_json(self) -> dict[str, Any]:
         """A dictionary for a JSON file."""
@@ -81,6 +84,8 @@ class SettingsChosen:
     batch_size: int | None = None
     precision: str | None = None
     seed: int | None = None
+    learning_rate: float | None = None
+    momentum: float | None = None
 
     @property
     def given(self) -> dict[str, Any]:

@@ -153,7 +153,7 @@ def _train(
     settings = TrainingSettings.from_json(record.settings)
     loop = TrainingLoop(
         run=run,
-        network=_seeded_network(record, settings.seed),
+        network=_seeded_network(record, settings.seed, store),
         settings=settings,
         maker=batch_maker(record, settings, store),
         label_names=record.dataset.foreground,
@@ -167,10 +167,11 @@ def _train(
     return loop.train()
 
 
-def _seeded_network(record: RunRecord, seed: int) -> nn.Module:
+def _seeded_network(record: RunRecord, seed: int, store: Store) -> nn.Module:
+    frequencies = store.class_frequencies(record.train_cases)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return new_network(record.model, record.network_configuration, record.dataset)
+        return new_network(record.model, record.network_configuration, record.dataset, frequencies)
 
 
 def batch_maker(record: RunRecord, settings: TrainingSettings, store: Store) -> BatchMaker:

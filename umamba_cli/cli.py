@@ -57,6 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """
     try:
         code = app(list(arguments) if arguments is not None else None, standalone_mode=False)
+        if code == INTERRUPTED:  # newer versions of Typer catch the interrupt themselves and say nothing
+            raise KeyboardInterrupt
     except BaseException as error:
         code = _exit_code(error)
     sys.exit(code or 0)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from umamba_cli.pipeline.devices import Compute
+from umamba_cli.pipeline.errors import InputError
 from umamba_cli.pipeline.geometry import Box, Shape
 from umamba_cli.pipeline.inference.tiles import gaussian_weight, padding_to, tile_boxes
 
@@ -25,6 +26,12 @@ class WindowOptions:
 
     mirror_axes: tuple[int, ...] = ()
     """Spatial axes to mirror; the logits of all combinations are averaged."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.step <= 1:
+            raise InputError(
+                f"the step between tiles is {self.step}", next_step="give a share of the patch above 0, at most 1"
+            )
 
 
 @torch.inference_mode()

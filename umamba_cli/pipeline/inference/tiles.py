@@ -15,7 +15,6 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from umamba_cli.pipeline.errors import InputError
 from umamba_cli.pipeline.geometry import Box, Shape
 
 GAUSSIAN_SIGMA = 1 / 8
@@ -41,13 +40,7 @@ def tile_starts(size: int, tile: int, step: float) -> list[int]:
 
 
 def tile_boxes(shape: Sequence[int], tile: Sequence[int], step: float) -> Iterator[Box]:
-    """The tiles of an image, row by row.
-
-    Raises:
-        InputError: `step` is not in (0, 1].
-    """
-    if not 0 < step <= 1:
-        raise InputError(f"the step between tiles must be above 0 and at most 1, it is {step}", next_step="use 0.5")
+    """The tiles of an image, row by row; see `tile_starts`."""
     starts = [tile_starts(n, t, step) for n, t in zip(shape, tile, strict=True)]
     for start in itertools.product(*starts):
         yield Box(start, tuple(a + t for a, t in zip(start, tile, strict=True)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,8 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from umamba_cli.pipeline.errors import WorkError
 from umamba_cli.pipeline.resources import usable_cores, worker_context
-from umamba_cli.pipeline.training.augmentation import Augmentation
-from umamba_cli.pipeline.training.patches import PatchSampler, Purpose
+from umamba_cli.pipeline.training.patches import Patch, PatchSampler, Purpose
 
 MAX_WORKERS = 12
 PREFETCH = 3
@@ -39,6 +38,10 @@ class Batch:
         return Batch(self.images.pin_memory(), self.labels.pin_memory())
 
 
+Augment = Callable[[Patch, np.random.Generator], Patch]
+"""Changes a patch at random, drawing from the generator alone, to the size that the network takes."""
+
+
 @dataclass(frozen=True)
 class BatchPosition:
     """Which batch of a training: the n-th of its purpose."""
@@ -51,7 +54,7 @@ class BatchMaker(Dataset[Batch]):
     """Makes the batch of a position; picklable, so that workers can have it."""
 
     def __init__(
-        self, training: PatchSampler, validation: PatchSampler | None, augmentation: Augmentation, batch_size: int
+        self, training: PatchSampler, validation: PatchSampler | None, augmentation: Augment, batch_size: int
     ) -> None:
         self._samplers = {"training": training, "validation": validation}
         self._augmentation = augmentation

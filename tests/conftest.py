@@ -53,11 +53,11 @@ def umamba(capsys: pytest.CaptureFixture[str]) -> Callable[..., Finished]:
 
 @pytest.fixture(scope="session")
 def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four small phantoms and one to predict. Not to be changed; copy it first."""
+    """Five small phantoms and one to predict. Not to be changed; copy it first."""
     from umamba_cli.pipeline.workflows.phantom import draw_phantom_dataset
 
     folder = tmp_path_factory.mktemp("raw") / "Dataset001_Tiny"
-    draw_phantom_dataset(folder, cases=4, test_cases=1, shape=(12, 32, 32))
+    draw_phantom_dataset(folder, cases=5, test_cases=1, shape=(12, 32, 32))
     return folder
 
 

@@ -91,7 +91,7 @@ def test_a_bad_case_is_named(umamba: Callable, dataset: Path, tmp_path: Path, ki
     spoil, expected = SPOILED[kind]
     spoil(dataset)
     arguments = ("-w", tmp_path / "work") if command == "plan" else ()
-    lines = refused(umamba(command, dataset, "-j", 1, *arguments), "1 of 4 cases", "phantom_001: ", expected)
+    lines = refused(umamba(command, dataset, "-j", 1, *arguments), "1 of 5 cases", "phantom_001: ", expected)
     assert len(lines) == 3
     assert not (tmp_path / "work").exists()
 
@@ -99,7 +99,7 @@ def test_a_bad_case_is_named(umamba: Callable, dataset: Path, tmp_path: Path, ki
 def test_all_bad_cases_are_listed(umamba: Callable, dataset: Path) -> None:
     _truncate(dataset)
     (dataset / "labelsTr/phantom_002.nii.gz").unlink()
-    refused(umamba("check", dataset, "-j", 1), "2 of 4 cases", "phantom_001: ", "phantom_002: ")
+    refused(umamba("check", dataset, "-j", 1), "2 of 5 cases", "phantom_001: ", "phantom_002: ")
     report = umamba("check", dataset, "-j", 1, "--json")
     assert report.code == 2
     assert set(json.loads(report.out)["bad_cases"]) == {"phantom_001", "phantom_002"}
@@ -109,7 +109,7 @@ def test_a_case_spoiled_after_planning_stops_preprocessing(umamba: Callable, dat
     work = tmp_path / "work"
     assert umamba("plan", dataset, "-w", work, "--preset", "cpu", "-j", 1).code == 0
     _truncate(dataset)
-    refused(umamba("preprocess", work, "-c", "3d_fullres", "-j", 1), "1 of 4 cases", "phantom_001")
+    refused(umamba("preprocess", work, "-c", "3d_fullres", "-j", 1), "1 of 5 cases", "phantom_001")
     assert not list(work.glob("preprocessed/*/phantom_001*"))
 
 

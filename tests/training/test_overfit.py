@@ -35,9 +35,16 @@ def _store(folder: Path) -> Store:
     labels = np.zeros(SHAPE, dtype=np.int16)
     labels[2:6, 4:14, 4:12] = 1
     labels[3:7, 15:22, 13:22] = 2
-    image = generator.standard_normal((1, *SHAPE)).astype(np.float32) + 1.5 * (labels == 1) - 1.5 * (labels == 2)
+    image = generator.standard_normal((1, *SHAPE)) + 1.5 * (labels == 1) - 1.5 * (labels == 2)
     store = Store(folder)
-    store.write("case", image, labels[None], sample_class_voxels(labels, (1, 2), "case"), {}, patch_size=SHAPE)
+    store.write(
+        "case",
+        image.astype(np.float32),
+        labels[None],
+        sample_class_voxels(labels, (1, 2), "case"),
+        {},
+        patch_size=SHAPE,
+    )
     return store
 
 

@@ -60,7 +60,7 @@ def test_every_model_goes_the_whole_way(
 
 def test_check_plan_and_preprocess_say_what_they_did(umamba: Callable, tiny_dataset: Path, tmp_path: Path) -> None:
     work = tmp_path / "work"
-    assert "4 cases" in umamba("check", tiny_dataset, "-j", 1).out
+    assert "5 cases" in umamba("check", tiny_dataset, "-j", 1).out
     planned = umamba("plan", tiny_dataset, "-w", work, "--preset", "cpu", "-j", 1)
     for text in ("patch size", "why", "batch size", "30 epochs of 60 iterations"):
         assert text in planned.out
@@ -72,10 +72,10 @@ def test_check_plan_and_preprocess_say_what_they_did(umamba: Callable, tiny_data
         "logs",
     }
     first = umamba("preprocess", work, "-c", "3d_fullres", "-j", 1)
-    assert "preprocess 4/4: " in first.err
+    assert "preprocess 5/5: " in first.err
     again = umamba("preprocess", work, "-c", "3d_fullres", "-j", 1)
-    assert "4 of them were there already" in again.out
-    assert "4/4" not in again.err
+    assert "5 of them were there already" in again.out
+    assert "5/5" not in again.err
 
 
 def test_preprocess_takes_all_configurations_and_redoes_what_changed(umamba: Callable, own_workspace: Path) -> None:
@@ -84,7 +84,7 @@ def test_preprocess_takes_all_configurations_and_redoes_what_changed(umamba: Cal
     (store / "phantom_002.json").unlink()  # as if it was killed in the middle of this case
     done = umamba("preprocess", own_workspace, "-j", 1, "--json")
     kept = {entry["configuration"]: entry["kept"] for entry in json.loads(done.out)["configurations"]}
-    assert kept == {"2d": 4, "3d_fullres": 3}
+    assert kept == {"2d": 5, "3d_fullres": 4}
     changed = {path.name for path in store.iterdir() if path.stat().st_mtime_ns != before[path.name]}
     assert changed == {"phantom_002.json", "phantom_002.b2nd", "phantom_002_seg.b2nd"}
 
@@ -92,7 +92,7 @@ def test_preprocess_takes_all_configurations_and_redoes_what_changed(umamba: Cal
 def test_fold_all_holds_nothing_back(umamba: Callable, own_workspace: Path, tiny_dataset: Path, tmp_path: Path) -> None:
     assert umamba("train", own_workspace, "-f", "all", *QUICK).code == 0
     run = own_workspace / "runs/umamba-bot__3d_fullres"
-    assert len(json.loads((run / "fold_all/run.json").read_text())["train_cases"]) == 4
+    assert len(json.loads((run / "fold_all/run.json").read_text())["train_cases"]) == 5
     assert not (run / "fold_all/validation").exists()
     done = umamba("predict", run, "-i", tiny_dataset / "imagesTs", "-o", tmp_path / "out", "--device", "cpu")
     assert done.code == 0, done.err

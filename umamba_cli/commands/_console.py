@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console as RichConsole
 
     from umamba_cli.pipeline.errors import UmambaError
+    from umamba_cli.pipeline.evaluation.evaluate import Evaluation
     from umamba_cli.pipeline.progress import OnProgress, Progress
 
 _JSON_INDENT = 1
@@ -57,7 +58,7 @@ class Console:
         if not self.json_output and not self.quiet:
             self._out.print(text, highlight=False, markup=False, soft_wrap=True)
 
-    def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "") -> None:
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Print a table; numbers stand on the right. Not with --json or --quiet."""
         if self.json_output or self.quiet:
             return
@@ -65,7 +66,7 @@ class Console:
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         for index, column in enumerate(columns):
             cells = [row[index] for row in rows]
             numeric = bool(cells) and all(_is_number(cell) for cell in cells)
@@ -184,6 +185,12 @@ class _Bars:
         if progress.figures:
             update["figures"] = figures_text(progress.figures)
         self._rich.update(self._tasks[progress.task], **update)
+
+
+def show_label_means(console: Console, evaluation: Evaluation) -> None:
+    """Print a table with a row for each label: Dice and IoU, and over how many cases."""
+    rows = [(mean.name, number(mean.dice), number(mean.iou), str(mean.cases)) for mean in evaluation.label_means]
+    console.table(("label", "Dice", "IoU", "cases"), rows)
 
 
 def figures_text(figures: Mapping[str, str]) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from umamba_cli.commands._console import Console, number
+from umamba_cli.commands._console import Console, number, show_label_means
 from umamba_cli.commands._options import JsonOption, QuietOption, VerboseOption, WorkersOption
 
 PredictionsArgument = Annotated[Path, typer.Argument(metavar="PREDICTIONS", help="Folder of predicted label maps.")]
@@ -45,10 +45,7 @@ def evaluate(
     write_summary(path, evaluation)
     console.result({"summary": path, **evaluation.to_json()})
     console.table(("case", "label", "Dice", "IoU", "predicted ml", "reference ml"), evaluation.case_rows())
-    console.table(
-        ("label", "Dice", "IoU", "cases"),
-        [(row.name, number(row.dice), number(row.iou), str(row.cases)) for row in evaluation.label_means],
-    )
+    show_label_means(console, evaluation)
     if evaluation.missing:
         console.warn(f"{len(evaluation.missing)} references have no prediction and were left out")
     console.say(f"mean Dice {number(evaluation.foreground_mean.dice)} over {len(evaluation.cases)} cases, in {path}")

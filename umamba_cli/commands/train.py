@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from umamba_cli.commands._console import Console, elapsed, number
+from umamba_cli.commands._console import Console, elapsed, number, show_label_means
 from umamba_cli.commands._options import (
     ConfigurationOption,
     DeviceOption,
@@ -91,11 +91,8 @@ def train(
     )
     console.say(f"trained on {trained.compute.device_name} in {trained.compute.precision}: {trained.compute.reason}")
     if evaluation:
-        console.table(
-            ("label", "Dice", "IoU", "cases"),
-            [(row.name, number(row.dice), number(row.iou), str(row.cases)) for row in evaluation.label_means],
-            title=f"the {len(evaluation.cases)} cases held back",
-        )
+        console.say(f"the {len(evaluation.cases)} cases held back:")
+        show_label_means(console, evaluation)
         console.say(f"mean Dice {number(evaluation.foreground_mean.dice)}")
     console.say(f"the model is in {trained.run.folder} ({elapsed(began)})")
     console.say(f"next: umamba predict {trained.run.folder.parent} -i IMAGES -o predictions")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from umamba_cli.pipeline.data.checks import load_and_check
+from umamba_cli.pipeline.data.checks import CheckReport, load_and_check
 from umamba_cli.pipeline.data.dataset import Case, DatasetDescription
 from umamba_cli.pipeline.data.store import Store
 from umamba_cli.pipeline.data.workspace import Workspace
@@ -64,7 +64,7 @@ def preprocess_workspace(
     require_disk(store.folder, int(len(todo) * voxels * (4 * dataset.description.num_channels + 1)))
     # A case and its float64 intermediate of one channel; an image may be several times the median's size.
     workers = workers or default_workers(int(20 * voxels * (dataset.description.num_channels + 2)))
-    problems = for_each_case(
+    problems: list[tuple[str, ...]] = for_each_case(
         _preprocess_and_store,
         todo,
         task="preprocess",
@@ -72,13 +72,8 @@ def preprocess_workspace(
         workers=workers,
         on_progress=on_progress,
     )
-    bad = [problem for problem in problems if problem]
-    if bad:
-        raise InputError(
-            f"{len(bad)} of {len(jobs)} cases cannot be used",
-            details=bad,
-            next_step="correct or remove them, then run `umamba plan` again",
-        )
+    found = {job.case.identifier: phrases for job, phrases in zip(todo, problems, strict=True) if phrases}
+    CheckReport(len(jobs), found).raise_if_bad()
     return PreprocessingResult(configuration, len(jobs), len(jobs) - len(todo))
 
 
@@ -120,12 +115,12 @@ def _is_current(job: _Job) -> bool:
     return bool(properties.get("source") == source_state([*job.case.images, *filter(None, [job.case.label])]))
 
 
-def _preprocess_and_store(job: _Job) -> str | None:
-    """Preprocess one case into the store; returns what is wrong where the case cannot be used."""
+def _preprocess_and_store(job: _Job) -> tuple[str, ...]:
+    """Preprocess one case into the store; returns what is wrong with it where it cannot be used, otherwise nothing."""
     name = job.case.identifier
     checked = load_and_check(job.case, job.description)
     if checked.problems or checked.image is None or checked.label_map is None:
-        return f"{name}: {'; '.join(checked.problems)}"
+        return checked.problems
     configuration = job.plans.configuration(job.configuration)
     case = preprocess(checked.image, checked.label_map.labels, job.plans, configuration)
     assert case.labels is not None
@@ -145,4 +140,4 @@ def _preprocess_and_store(job: _Job) -> str | None:
         properties,
         patch_size=configuration.patch_size,
     )
-    return None
+    return ()

@@ -78,6 +78,25 @@ def test_check_plan_and_preprocess_say_what_they_did(umamba: Callable, tiny_data
     assert "5/5" not in again.err
 
 
+def test_planning_again_keeps_folds_and_edited_plans(umamba: Callable, own_workspace: Path, tiny_dataset: Path) -> None:
+    arguments = (tiny_dataset, "-w", own_workspace, "--preset", "cpu", "-j", 1)
+    splits, plans = (own_workspace / name for name in ("splits.json", "plans.json"))
+    original = plans.read_text()
+    assert umamba("plan", *arguments).code == 0
+    assert not (own_workspace / "plans.previous.json").exists()
+    edited = json.loads(original)
+    edited["configurations"]["3d_fullres"]["batch_size"] = 3
+    plans.write_text(json.dumps(edited))
+    splits.write_text(json.dumps(json.loads(splits.read_text())[:2]))
+    done = umamba("plan", *arguments)
+    assert "plans.previous.json" in done.out
+    assert plans.read_text() == original
+    assert json.loads((own_workspace / "plans.previous.json").read_text()) == edited
+    assert len(json.loads(splits.read_text())) == 2
+    assert umamba("plan", *arguments, "--group-by", r"\d+").code == 0
+    assert len(json.loads(splits.read_text())) == 5
+
+
 def test_preprocess_takes_all_configurations_and_redoes_what_changed(umamba: Callable, own_workspace: Path) -> None:
     store = own_workspace / "preprocessed/3d_fullres"
     before = {path.name: path.stat().st_mtime_ns for path in store.iterdir()}

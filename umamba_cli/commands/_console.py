@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,8 +17,6 @@ if TYPE_CHECKING:
     from umamba_cli.pipeline.errors import UmambaError
     from umamba_cli.pipeline.evaluation.evaluate import Evaluation
     from umamba_cli.pipeline.progress import OnProgress, Progress
-
-_JSON_INDENT = 1
 
 
 @dataclass
@@ -48,9 +45,9 @@ class Console:
     def result(self, content: object) -> None:
         """Print the command's one JSON document, with --json; otherwise nothing."""
         if self.json_output:
-            from umamba_cli.pipeline.data.files import to_plain
+            from umamba_cli.pipeline.data.files import json_text
 
-            sys.stdout.write(json.dumps(to_plain(content), indent=_JSON_INDENT, ensure_ascii=False) + "\n")
+            sys.stdout.write(json_text(content))
 
     def say(self, text: str) -> None:
         """Print a line of the result; not with --json or --quiet."""
@@ -96,16 +93,12 @@ class Console:
 
     def error(self, error: UmambaError) -> None:
         """Print what is wrong and what to do next."""
-        from umamba_cli.pipeline.data.files import to_plain
-
         lines = [f"error: {error.problem}", *(f"  {line}" for line in error.details)]
         if error.next_step:
             lines.append(f"next: {error.next_step}")
         sys.stderr.write("\n".join(lines) + "\n")
         self._note("\n".join(lines))
-        if self.json_output:
-            content = {"error": error.problem, "details": error.details, "next": error.next_step}
-            sys.stdout.write(json.dumps(to_plain(content), indent=_JSON_INDENT, ensure_ascii=False) + "\n")
+        self.result({"error": error.problem, "details": error.details, "next": error.next_step})
 
     def _show_step(self, progress: Progress) -> None:
         line = self._note_step(progress)

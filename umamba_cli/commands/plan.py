@@ -73,6 +73,8 @@ def plan(
     )
     rows = [(d.configuration or "all", d.what, d.value, d.reason) for d in planned.decisions]
     console.table(("configuration", "what", "decision", "why"), rows)
+    if planned.plans_replaced:
+        console.say(f"the plans that were there are in {planned.workspace.previous_plans_file} now")
     if planned.folds_kept:
         console.say(f"the folds in {planned.workspace.splits_file} were kept")
     console.say(f"plans of {len(planned.dataset.cases)} cases are in {planned.workspace.plans_file}")

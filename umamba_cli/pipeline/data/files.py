@@ -77,7 +77,12 @@ def write_json(path: Path, content: object) -> None:
 
     Not-a-number becomes null: JSON has no NaN, and other readers refuse it.
     """
-    write_text(path, json.dumps(to_plain(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, json_text(content))
+
+
+def json_text(content: object) -> str:
+    """What `write_json` writes."""
+    return json.dumps(to_plain(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def to_plain(content: object) -> object:

@@ -41,6 +41,11 @@ class Workspace:
         return self.folder / "plans.json"
 
     @property
+    def previous_plans_file(self) -> Path:
+        """The plans before the last `umamba plan`, where it changed them."""
+        return self.folder / "plans.previous.json"
+
+    @property
     def splits_file(self) -> Path:
         """The folds."""
         return self.folder / "splits.json"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from umamba_cli.pipeline.data.checks import CheckReport, load_and_check
 from umamba_cli.pipeline.data.dataset import Case, Dataset, DatasetDescription, open_dataset
-from umamba_cli.pipeline.data.files import write_json
+from umamba_cli.pipeline.data.files import json_text, write_json, write_text
 from umamba_cli.pipeline.data.splits import make_folds, write_folds
 from umamba_cli.pipeline.data.workspace import Workspace, create_workspace
 from umamba_cli.pipeline.parallel import for_each_case
@@ -37,6 +37,9 @@ class PlanResult:
     folds_kept: bool
     """True where the workspace had a splits.json already, which was left as it is."""
 
+    plans_replaced: bool
+    """True where the workspace had another plans.json, which is `plans.previous.json` now: it may have been edited."""
+
 
 def plan_workspace(
     dataset_folder: Path,
@@ -61,11 +64,23 @@ def plan_workspace(
     planned, fingerprint = _measure_and_plan(dataset, options, workers, on_progress)
     workspace = create_workspace(workspace_folder, dataset)
     write_json(workspace.fingerprint_file, fingerprint)
+    replaced = _set_plans_aside(workspace, planned.plans)
     write_plans(workspace.plans_file, planned.plans)
     keep = workspace.splits_file.exists() and group_by is None
     if not keep:
         write_folds(workspace.splits_file, folds)
-    return PlanResult(workspace, dataset, planned.plans, planned.decisions, keep)
+    return PlanResult(workspace, dataset, planned.plans, planned.decisions, keep, replaced)
+
+
+def _set_plans_aside(workspace: Workspace, plans: Plans) -> bool:
+    """Keep the plans that are there, where they differ from those that will be written; say whether they did."""
+    if not workspace.plans_file.exists():
+        return False
+    previous = workspace.plans_file.read_text(encoding="utf-8")
+    if previous == json_text(plans):
+        return False
+    write_text(workspace.previous_plans_file, previous)
+    return True
 
 
 def _measure_and_plan(

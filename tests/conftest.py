@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from phantoms import Finished
+
+# As `umamba` itself does, and before torch is imported: spinning threads make tests crawl on a busy machine.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def _shared_folder() -> Path | None:
@@ -24,15 +27,6 @@ def shared() -> Path:
     if folder is None:
         pytest.skip("no real data: neither ../shared nor the folder that UMAMBA_SHARED names is there")
     return folder
-
-
-@dataclass(frozen=True)
-class Finished:
-    """How a command ended."""
-
-    code: int
-    out: str
-    err: str
 
 
 @pytest.fixture

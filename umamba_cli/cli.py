@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -9,7 +11,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from umamba_cli.commands._console import current_console
+from umamba_cli.commands._console import Console, current_console
 from umamba_cli.commands.check import check
 from umamba_cli.commands.demo import demo
 from umamba_cli.commands.doctor import doctor
@@ -55,8 +57,15 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     Args:
         arguments: what follows `umamba`; None takes the process's own.
     """
+    # Threads that wait without spinning: on a machine shared with other work, spinning costs several times as much.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    arguments = sys.argv[1:] if arguments is None else arguments
+    Console(json_output="--json" in arguments)  # for errors before the command makes its own
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
-        code = app(list(arguments) if arguments is not None else None, standalone_mode=False)
+        code = app(list(arguments), standalone_mode=False)
         if code == INTERRUPTED:  # newer versions of Typer catch the interrupt themselves and say nothing
             raise KeyboardInterrupt
     except BaseException as error:
@@ -71,6 +80,8 @@ def _exit_code(error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt | typer.Abort):
         sys.stderr.write("interrupted; run the same command again to go on\n")
         return INTERRUPTED
+    if hasattr(error, "format_message") and not error.format_message():
+        return InputError.exit_code  # no command was given; Typer has shown the help
     if isinstance(error, BrokenPipeError):  # the reader of our output has gone, as in `umamba evaluate ... | head`
         return FAILED
     return _show(_explained(error), error)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from conftest import Finished
+from phantoms import Finished
 
 
 @pytest.fixture
@@ -183,6 +183,51 @@ def test_an_edited_plan_is_refused_with_key_and_value(umamba: Callable, own_work
     plans["configurations"]["3d_fullres"]["patch_size"] = [13, 32, 32]
     (own_workspace / "plans.json").write_text(json.dumps(plans))
     refused(umamba("train", own_workspace), "configurations.3d_fullres.patch_size", "13")
+
+
+def test_data_that_changed_after_preprocessing(umamba: Callable, dataset: Path, tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    assert umamba("plan", dataset, "-w", work, "--preset", "cpu", "-j", 1).code == 0
+    assert umamba("preprocess", work, "-c", "3d_fullres", "-j", 1).code == 0
+    _rewrite(dataset / "labelsTr/phantom_001.nii.gz", lambda labels: labels[:, ::-1].copy())
+    refused(umamba("train", work, "--device", "cpu"), "1 of 5 cases", "from other files", "umamba preprocess")
+
+
+def test_restart_removes_nothing_before_all_is_known_to_be_right(
+    umamba: Callable, trained_workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    final = trained_workspace / "runs/umamba-bot__3d_fullres/fold_0/checkpoint_final.safetensors"
+    refused(umamba("train", trained_workspace, "--restart", "--seed", 2**64), "seed")
+    monkeypatch.setenv("UMAMBA_SCAN", "nonsense")
+    refused(umamba("train", trained_workspace, "--restart"), "nonsense")
+    assert final.is_file()
+
+
+def test_predict_never_writes_among_the_images(
+    umamba: Callable, trained_workspace: Path, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    (image,) = (tiny_dataset / "imagesTs").iterdir()
+    (tmp_path / "alpha.nii.gz").write_bytes(image.read_bytes())
+    run = trained_workspace / "runs/umamba-bot__3d_fullres"
+    refused(umamba("predict", run, "-i", tmp_path, "-o", tmp_path, "--overwrite"), "the images themselves")
+    assert (tmp_path / "alpha.nii.gz").read_bytes() == image.read_bytes()
+
+
+def test_predict_names_images_with_absurd_voxels_or_wrong_channels(
+    umamba: Callable, trained_workspace: Path, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    (image,) = (tiny_dataset / "imagesTs").iterdir()
+    images = tmp_path / "images"
+    images.mkdir()
+    for name in ("absurd_0000.nii.gz", "second_0001.nii.gz"):
+        (images / name).write_bytes(image.read_bytes())
+    _rewrite(
+        images / "absurd_0000.nii.gz", lambda voxels: np.where(voxels > voxels.mean(), np.nan, voxels).astype("f4")
+    )
+    run = trained_workspace / "runs/umamba-bot__3d_fullres"
+    done = umamba("predict", run, "-i", images, "-o", tmp_path / "out")
+    refused(done, "2 of 2 cases", "absurd: image has", "second: channel 0000 is missing")
+    assert not list(tmp_path.glob("out/*"))
 
 
 def test_predict_refuses_what_it_cannot_use(

@@ -79,6 +79,21 @@ def test_errors_are_json_too(umamba: Callable, tmp_path: Path) -> None:
     assert "dataset.json does not exist" in json.loads(done.out)["error"]
 
 
+@pytest.mark.parametrize(
+    "arguments", [("train", "--json"), ("plan", "x", "--memory", "much", "--json"), ("no", "--json")]
+)
+def test_wrong_arguments_are_json_too(umamba: Callable, arguments: tuple[str, ...]) -> None:
+    done = umamba(*arguments)
+    assert done.code == 2
+    assert json.loads(done.out)["error"]
+
+
+def test_no_command_shows_the_help(umamba: Callable) -> None:
+    done = umamba()
+    assert "evaluate" in done.out + done.err
+    assert "error" not in done.err
+
+
 def test_doctor_says_which_scan_is_used_and_why(umamba: Callable) -> None:
     report = json.loads(umamba("doctor", "--json").out)
     assert report["selective scan"]["used"]["value"] == "torch"

@@ -53,6 +53,7 @@ def test_old_files_say_modality(tmp_path: Path) -> None:
         ({"labels": {"background": 0, "whole": [1, 2]}}, "regions"),
         ({"labels": {"background": 0, "organ": 1, "ignore": 2}}, "ignore"),
         ({"file_ending": "nii"}, "file_ending"),
+        ({"file_ending": ".mhd"}, "two files"),
         ({"channel_names": {}}, "channel_names"),
     ],
 )

@@ -14,7 +14,14 @@ def _write(store: Store, *, labels: int = 2) -> tuple[np.ndarray, np.ndarray]:
     image = generator.standard_normal((2, 9, 30, 31)).astype(np.float32)
     label_map = generator.integers(-1, labels + 1, (1, 9, 30, 31))
     voxels = {1: np.array([3, 5], dtype=np.int64)}
-    store.write("case", image, label_map, voxels, {"digest": "abc", "source": []}, patch_size=(8, 16, 16))
+    store.write(
+        "case",
+        image,
+        label_map,
+        voxels,
+        {"digest": "abc", "source": [], "shape": image.shape[1:]},
+        patch_size=(8, 16, 16),
+    )
     return image, label_map
 
 
@@ -34,9 +41,9 @@ def test_what_is_written_is_read(tmp_path: Path, labels: int) -> None:
 
 def test_the_json_file_is_what_makes_a_case_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store(tmp_path)
-    assert store.digest("case") is None
+    assert store.origin("case") is None
     _write(store)
-    assert store.digest("case") == "abc"
+    assert store.origin("case") == ("abc", [])
 
     def full_disk(*_: object) -> None:
         raise OSError(28, "No space left on device")
@@ -44,7 +51,16 @@ def test_the_json_file_is_what_makes_a_case_complete(tmp_path: Path, monkeypatch
     monkeypatch.setattr("umamba_cli.pipeline.data.store._save", full_disk)
     with pytest.raises(OSError, match="No space"):
         _write(store)
-    assert store.digest("case") is None
+    assert store.origin("case") is None
+
+
+@pytest.mark.parametrize("name", ["case.json", "case.b2nd", "case_seg.b2nd"])
+@pytest.mark.parametrize("content", [b"", b"[]", None])
+def test_a_damaged_case_is_not_complete(tmp_path: Path, name: str, content: bytes | None) -> None:
+    store = Store(tmp_path)
+    _write(store)
+    (tmp_path / name).unlink() if content is None else (tmp_path / name).write_bytes(content)
+    assert store.origin("case") is None
 
 
 def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from phantoms import nnunet_plans
 
-from umamba_cli.pipeline.data.dataset import open_dataset
+from umamba_cli.pipeline.data.dataset import DatasetDescription, open_dataset
 from umamba_cli.pipeline.data.images import Image, read_image, read_label_map
+from umamba_cli.pipeline.errors import InputError
 from umamba_cli.pipeline.geometry import Grid
-from umamba_cli.pipeline.planning.plans import read_plans
+from umamba_cli.pipeline.planning.plans import Plans, read_plans
 from umamba_cli.pipeline.preprocessing.case import CaseGeometry, plans_digest, preprocess, sample_class_voxels
 
 IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
@@ -110,9 +111,19 @@ def test_class_voxels_hold_their_class_and_do_not_depend_on_order() -> None:
 def test_the_digest_changes_with_what_preprocessing_takes_from_the_plans() -> None:
     plans = nnunet_plans(spacing=(3.0, 1.0, 1.0))
     other = nnunet_plans(spacing=(3.0, 1.0, 1.1))
-    assert plans_digest(plans, plans.configuration("3d_fullres")) == plans_digest(
-        plans, plans.configuration("3d_fullres")
-    )
-    assert plans_digest(plans, plans.configuration("3d_fullres")) != plans_digest(
-        other, other.configuration("3d_fullres")
-    )
+    dataset = DatasetDescription(channel_names={"0": "MR"}, labels={"background": 0, "a": 1}, file_ending=".nii.gz")
+    more = dataset.model_copy(update={"labels": {"background": 0, "a": 1, "b": 2}})
+
+    def digest(plans: Plans, dataset: DatasetDescription) -> str:
+        return plans_digest(plans, plans.configuration("3d_fullres"), dataset)
+
+    assert digest(plans, dataset) == digest(plans, dataset)
+    assert len({digest(plans, dataset), digest(other, dataset), digest(plans, more)}) == 3
+
+
+def test_an_image_with_another_number_of_channels_than_the_plans_is_refused() -> None:
+    image, _ = _phantom()
+    two = Image(np.concatenate((image.voxels, image.voxels)), image.grid)
+    plans = nnunet_plans(spacing=(3.0, 1.0, 1.0))
+    with pytest.raises(InputError, match="2 channels"):
+        preprocess(two, None, plans, plans.configuration("3d_fullres"))

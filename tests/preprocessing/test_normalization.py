@@ -38,5 +38,9 @@ def test_the_others() -> None:
 
 
 @pytest.mark.parametrize("scheme", ["ZScoreNormalization", "RescaleTo01Normalization"])
-def test_a_constant_image_becomes_zero(scheme: str) -> None:
-    assert _normalised(scheme, [7, 7, 7]) == [0, 0, 0]
+@pytest.mark.parametrize("value", [7.0, 100000.3, 0.1])
+def test_a_constant_image_becomes_zero(scheme: str, value: float) -> None:
+    assert set(_normalised(scheme, [value] * 10_007)) == {0}
+    if scheme == "ZScoreNormalization":
+        inside = [False] + [True] * 10_006
+        assert set(_normalised(scheme, [0.0] + [value] * 10_006, masked=True, inside=inside)) == {0}

@@ -71,6 +71,20 @@ def test_killed_in_the_middle_it_ends_as_if_nothing_had_been(umamba: Callable, o
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
+def test_workers_end_with_a_parent_that_was_killed(own_workspace: Path) -> None:
+    """Orphans would keep memory, and whoever waits for the end of a pipe, for ever."""
+    process = _process("train", own_workspace, *SETTINGS, "--epochs", 1000, "-j", 1)
+    latest = own_workspace / "runs/unet__3d_fullres/fold_0/checkpoint_latest.safetensors"
+    deadline = time.monotonic() + 90
+    while not latest.is_file() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    process.communicate(timeout=30)  # the pipe closes once nobody holds it
+
+
+@pytest.mark.slow
 def test_preprocessing_that_was_killed_goes_on(umamba: Callable, own_workspace: Path) -> None:
     store = own_workspace / "preprocessed/3d_fullres"
     for path in store.iterdir():

@@ -44,6 +44,6 @@ def parse_fold(text: str) -> int | str:
     """
     if text == "all":
         return text
-    if not text.isdigit():
+    if not (text.isascii() and text.isdigit()):
         raise InputError(f"there is no fold {text!r}", next_step="choose a number, or all")
     return int(text)

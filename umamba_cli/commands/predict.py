@@ -73,5 +73,8 @@ def predict(
     if not (console.json_output and result.failed):
         console.result({"output": output, **vars(result)})
     skipped = f", {len(result.skipped)} were there already" if result.skipped else ""
-    console.say(f"{len(result.predicted)} cases predicted into {output}{skipped} ({elapsed(began)})")
+    if result.predicted or result.skipped:
+        console.say(
+            f"{len(result.predicted)} of {len(cases)} cases predicted into {output}{skipped} ({elapsed(began)})"
+        )
     raise_if_failed(result)

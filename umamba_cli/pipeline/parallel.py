@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from umamba_cli.pipeline.errors import WorkError
 from umamba_cli.pipeline.progress import OnProgress, Progress, ignore_progress
-from umamba_cli.pipeline.resources import default_workers, worker_context
+from umamba_cli.pipeline.resources import begin_worker, default_workers, worker_context
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -54,7 +54,7 @@ def _unordered(
         for index, item in enumerate(items):
             yield index, function(item)
         return
-    with ProcessPoolExecutor(workers, mp_context=worker_context(), initializer=_one_thread) as pool:
+    with ProcessPoolExecutor(workers, mp_context=worker_context(), initializer=begin_worker) as pool:
         futures: dict[Future[Result], int] = {pool.submit(function, item): i for i, item in enumerate(items)}
         try:
             for future in as_completed(futures):
@@ -67,10 +67,3 @@ def _unordered(
         finally:
             for future in futures:
                 future.cancel()
-
-
-def _one_thread() -> None:
-    """In a worker: leave the other cores to the other workers."""
-    import threadpoolctl
-
-    threadpoolctl.threadpool_limits(1)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.connection
+import os
 import shutil
+import signal
 import sys
+import threading
 from multiprocessing.context import BaseContext
 from pathlib import Path
 
 from umamba_cli.pipeline.errors import InputError
 
-_GIB = 1024**3
+_MIB, _GIB = 1024**2, 1024**3
 
 
 def usable_cores() -> int:
@@ -53,9 +57,28 @@ def require_disk(folder: Path, needed_bytes: int) -> None:
     free = shutil.disk_usage(existing).free
     if free < needed_bytes:
         raise InputError(
-            f"{folder} needs about {needed_bytes / _GIB:.1f} GiB, the disk has {free / _GIB:.1f} GiB free",
+            f"{folder} needs about {needed_bytes / _MIB:.0f} MiB, the disk has {free / _MIB:.0f} MiB free",
             next_step="make room, or choose a workspace on another disk",
         )
+
+
+def begin_worker() -> None:
+    """In a worker process: compute on one thread, leave Ctrl-C to the parent, and end when the parent has died.
+
+    A worker is the child of a server process, which would let it live on for ever after a kill of the real parent.
+    """
+    import threadpoolctl
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threadpoolctl.threadpool_limits(1)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+
+
+def _end_with(sentinel: int) -> None:
+    multiprocessing.connection.wait([sentinel])
+    os._exit(1)
 
 
 def worker_context() -> BaseContext:

@@ -94,7 +94,7 @@ def check_case(case: Case, description: DatasetDescription) -> tuple[str, ...]:
 
 def load_and_check(case: Case, description: DatasetDescription) -> CheckedCase:
     """Read a training case and list all that is wrong with it; nothing is raised for what its files hold."""
-    problems = _numbering_problems(case, description) if case.images else ["no image in imagesTr"]
+    problems = numbering_problems(case, description) if case.images else ["no image in imagesTr"]
     image, label_map = None, None
     if case.images:
         image, unreadable = _read_images(case.images)
@@ -133,7 +133,7 @@ def label_problems(
         known: the values that dataset.json knows; None where there is none: any whole number from 0 is a label then.
         path: its file, looked into for voxels that are not finite, where the reader hides them.
     """
-    problems = _not_finite_problems(name, labels, [path] if path else [])
+    problems = not_finite_problems(name, labels, [path] if path else [])
     values = label_values(labels)
     values = values[np.isfinite(values)]
     whole = values == np.round(values)
@@ -153,7 +153,7 @@ def label_values(labels: NDArray[Any]) -> NDArray[Any]:
     return np.unique(np.concatenate([np.unique(part) for part in labels])) if len(labels) else labels.reshape(-1)
 
 
-def _numbering_problems(case: Case, description: DatasetDescription) -> list[str]:
+def numbering_problems(case: Case, description: DatasetDescription) -> list[str]:
     """Files must be numbered 0000 to n-1, one for each channel, or be one file (which may hold them all)."""
     ends = {_number(path, case, description): path for path in case.images}
     wanted = [f"{index:04d}" for index in range(description.num_channels)]
@@ -185,7 +185,7 @@ def _read_images(paths: Sequence[Path]) -> tuple[Image | None, list[str]]:
 
 
 def _image_problems(image: Image, case: Case, description: DatasetDescription) -> list[str]:
-    return _channel_problems(len(image.voxels), case, description) + _not_finite_problems(
+    return _channel_problems(len(image.voxels), case, description) + not_finite_problems(
         "image", image.voxels, case.images
     )
 
@@ -202,7 +202,8 @@ def _channel_problems(held: int, case: Case, description: DatasetDescription) ->
     return [f"image holds {held} channel{'' if held == 1 else 's'}, dataset.json knows {wanted}"]
 
 
-def _not_finite_problems(name: str, voxels: NDArray[Any], paths: Sequence[Path]) -> list[str]:
+def not_finite_problems(name: str, voxels: NDArray[Any], paths: Sequence[Path]) -> list[str]:
+    """A phrase where voxels, or those of the NIfTI files that they were read from, are not finite."""
     bad = voxels.size - int(np.count_nonzero(np.isfinite(voxels)))
     bad += sum(_not_finite_in_nifti(path) for path in paths)
     return [f"{name} has {bad} of {voxels.size} voxels that are not finite"] if bad else []

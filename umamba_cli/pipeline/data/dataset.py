@@ -35,6 +35,13 @@ class DatasetDescription(pydantic.BaseModel):
 
     name: str = ""
 
+    @pydantic.field_validator("file_ending")
+    @classmethod
+    def _one_file_an_image(cls, ending: str) -> str:
+        if ending.lower() in (".hdr", ".img", ".mhd", ".nhdr"):
+            raise ValueError("images in two files (header and voxels) cannot be used, convert them to .nii.gz or .mha")
+        return ending
+
     @pydantic.field_validator("labels", mode="before")
     @classmethod
     def _labels_are_plain(cls, labels: object) -> object:

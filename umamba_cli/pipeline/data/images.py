@@ -139,6 +139,10 @@ def _read_channels(path: Path) -> tuple[NDArray[Any], Grid]:
         raise UnreadableImage(f"{path.name} is empty (0 bytes)", next_step="copy the file again from its source")
     if file_ending(path) in PICTURE_ENDINGS:
         return _read_picture(path)
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise UnreadableImage(f"{path.name!a} has a name that is not in UTF-8", next_step="rename the file") from error
     return _read_with_simpleitk(path)
 
 

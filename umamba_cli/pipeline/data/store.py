@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from umamba_cli.pipeline.data.files import read_json, replacing, write_json
+from umamba_cli.pipeline.errors import InputError
 from umamba_cli.pipeline.geometry import Shape
 
 # A block is the unit of decompression and should stay in a core's cache, a chunk the unit of reading.
@@ -33,8 +34,7 @@ class StoredCase:
     @cached_property
     def properties(self) -> dict[str, Any]:
         """What preprocessing noted: grids, crop, the plans' digest."""
-        content = read_json(self.folder / f"{self.identifier}.json")
-        assert isinstance(content, dict)
+        content: dict[str, Any] = read_json(self.folder / f"{self.identifier}.json")
         return content
 
     @cached_property
@@ -78,10 +78,16 @@ class Store:
         """A case; nothing is read yet."""
         return StoredCase(self.folder, identifier)
 
-    def digest(self, identifier: str) -> str | None:
-        """The digest of the plans that a complete case was made with; None where there is no complete case."""
-        path = self.folder / f"{identifier}.json"
-        return str(read_json(path).get("digest")) if path.is_file() else None
+    def origin(self, identifier: str) -> tuple[Any, Any] | None:
+        """Digest and source of a complete case, as its properties hold them; None where it is not complete."""
+        case = self.case(identifier)
+        try:
+            properties = case.properties
+            assert isinstance(properties, dict)
+            assert case.image.shape[1:] == case.labels.shape[1:] == tuple(properties["shape"])
+        except (InputError, OSError, RuntimeError, AssertionError, KeyError):
+            return None  # never made, or damaged: in both cases it is to be made (again)
+        return properties.get("digest"), properties.get("source")
 
     def class_frequencies(self, identifiers: Sequence[str]) -> tuple[float, ...]:
         """The share of each class among all voxels of these cases, the background first."""
@@ -141,16 +147,19 @@ def _save(path: Path, array: NDArray[Any], patch_size: Sequence[int], metadata: 
     chunks = chunk_shape(array.shape, patch_size)
     with replacing(path) as temporary:
         temporary.unlink()  # blosc2 makes the file itself
-        stored = blosc2.asarray(
-            np.ascontiguousarray(array),
-            urlpath=str(temporary),
-            chunks=chunks,
-            blocks=block_shape(chunks, array.dtype.itemsize),
-            cparams={"codec": blosc2.Codec.ZSTD, "clevel": 5, "nthreads": 1},
-        )
-        for name, content in metadata.items():
-            stored.schunk.vlmeta[name] = content
-        del stored
+        try:
+            stored = blosc2.asarray(
+                np.ascontiguousarray(array),
+                urlpath=str(temporary),
+                chunks=chunks,
+                blocks=block_shape(chunks, array.dtype.itemsize),
+                cparams={"codec": blosc2.Codec.ZSTD, "clevel": 5, "nthreads": 1},
+            )
+            for name, content in metadata.items():
+                stored.schunk.vlmeta[name] = content
+            del stored
+        except RuntimeError as error:  # blosc2's word for a full disk
+            raise OSError(f"{error} (is the disk full?)") from error
 
 
 def _open(path: Path) -> Any:

@@ -126,6 +126,18 @@ def create_workspace(folder: Path, dataset: Dataset) -> Workspace:
     Raises:
         InputError: the folder is the workspace of another dataset, or holds something else.
     """
+    require_own_folder(folder, dataset)
+    workspace = Workspace(folder)
+    write_json(workspace.description_file, {"format": WORKSPACE_FORMAT, "dataset": dataset.folder})
+    return workspace
+
+
+def require_own_folder(folder: Path, dataset: Dataset) -> None:
+    """Make sure that a folder is, or can become, the workspace of a dataset; nothing is written.
+
+    Raises:
+        InputError: the folder is the workspace of another dataset, or holds something else.
+    """
     workspace = Workspace(folder)
     if workspace.description_file.exists():
         other = read_json(workspace.description_file).get("dataset")
@@ -138,8 +150,6 @@ def create_workspace(folder: Path, dataset: Dataset) -> Workspace:
         raise InputError(
             f"{folder} is not empty and no workspace", next_step="choose another folder with -w, or empty that one"
         )
-    write_json(workspace.description_file, {"format": WORKSPACE_FORMAT, "dataset": dataset.folder})
-    return workspace
 
 
 def open_workspace(folder: Path) -> Workspace:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
+from umamba_cli.pipeline.data.checks import not_finite_problems, numbering_problems
 from umamba_cli.pipeline.data.dataset import Case, find_images
 from umamba_cli.pipeline.data.files import replacing
-from umamba_cli.pipeline.data.images import read_image, write_label_map
+from umamba_cli.pipeline.data.images import file_ending, read_image, write_label_map
 from umamba_cli.pipeline.errors import InputError, UmambaError
 from umamba_cli.pipeline.inference.export import labels_on_image_grid, probabilities_on_image_grid
 from umamba_cli.pipeline.inference.predictor import Predictor
@@ -68,14 +69,21 @@ def predict_cases(
     Finished cases are skipped. A case that fails does not stop the others.
 
     Raises:
+        InputError: the output is the folder of the images.
         WorkError: the output cannot be written.
     """
     ending = predictor.record.dataset.file_ending
+    if any(path.resolve().parent == output.resolve() for case in cases for path in case.images):
+        raise InputError(
+            f"{output} holds the images themselves, label maps beside them would be taken for images",
+            next_step="choose another output folder",
+        )
     predicted, skipped, failed = [], [], {}
     on_progress(Progress("predict", 0, len(cases)))
     for done, case in enumerate(cases, start=1):
         target = output / f"{case.identifier}{ending}"
-        if target.is_file() and not overwrite:
+        wanted = [target, *([_probabilities_file(target)] if save_probabilities else [])]
+        if not overwrite and all(path.is_file() for path in wanted):
             skipped.append(case.identifier)
         else:
             try:
@@ -104,11 +112,21 @@ def raise_if_failed(result: PredictionResult) -> None:
     )
 
 
+def _probabilities_file(target: Path) -> Path:
+    """CASE.npz beside CASE.nii.gz."""
+    return target.with_name(target.name.removesuffix(file_ending(target)) + ".npz")
+
+
 def _predict_case(predictor: Predictor, case: Case, target: Path, save_probabilities: bool) -> None:
-    preprocessed = predictor.preprocess(read_image(case.images))
+    if problems := numbering_problems(case, predictor.record.dataset):
+        raise InputError("; ".join(problems), next_step="give one file a channel, CASE_0000, CASE_0001, ...")
+    image = read_image(case.images)
+    if problems := not_finite_problems("image", image.voxels, case.images):
+        raise InputError("; ".join(problems), next_step="correct the image")
+    preprocessed = predictor.preprocess(image)
     logits = predictor.logits(preprocessed.image)
     geometry = preprocessed.geometry
     if save_probabilities:
-        with replacing(target.with_name(f"{case.identifier}.npz")) as temporary:
+        with replacing(_probabilities_file(target)) as temporary:
             np.savez_compressed(temporary, probabilities=probabilities_on_image_grid(logits, geometry))
     write_label_map(target, labels_on_image_grid(logits, geometry), geometry.grid)

@@ -17,6 +17,7 @@ from umamba_cli.pipeline.data.workspace import Run
 from umamba_cli.pipeline.devices import Compute
 from umamba_cli.pipeline.errors import InputError
 from umamba_cli.pipeline.inference.sliding_window import WindowOptions, image_logits
+from umamba_cli.pipeline.networks.scan import choose_backend
 from umamba_cli.pipeline.preprocessing.case import PreprocessedCase, preprocess
 from umamba_cli.pipeline.runs.checkpoint import read_checkpoint
 from umamba_cli.pipeline.runs.network import new_network
@@ -69,6 +70,7 @@ def load_predictor(
     Raises:
         InputError: there is no finished training, or folds of different trainings are mixed.
     """
+    choose_backend(compute.device.type)  # a wrong UMAMBA_SCAN is refused here, not once a case
     runs = choose_runs(model, folds)
     records = [read_record(run) for run in runs]
     for run, record in zip(runs, records, strict=True):

@@ -24,6 +24,7 @@ from umamba_cli.pipeline.geometry import Spacing
 
 Count = Annotated[int, Field(ge=1)]
 Size = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
 PerAxis = Annotated[tuple[Count, ...], Field(min_length=2, max_length=3)]
 SizePerAxis = Annotated[tuple[Size, ...], Field(min_length=2, max_length=3)]
 Axis = Annotated[int, Field(ge=0, le=2)]
@@ -43,13 +44,13 @@ class _Model(pydantic.BaseModel):
 class IntensityProperties(_Model):
     """Statistics of one channel over the foreground of all cases."""
 
-    max: float
-    mean: float
-    median: float
-    min: float
-    percentile_00_5: float
-    percentile_99_5: float
-    std: float
+    max: Number
+    mean: Number
+    median: Number
+    min: Number
+    percentile_00_5: Number
+    percentile_99_5: Number
+    std: Number
 
 
 class TrainingDefaults(_Model):
@@ -187,6 +188,8 @@ class Configuration(_Model):
         if any(size % divisor for size, divisor in zip(patch, divisors, strict=True)):
             allowed = ", ".join(str(divisor) for divisor in divisors)
             raise ValueError(f"must be multiples of {allowed}, the product of the strides along each axis")
+        if all(size == divisor for size, divisor in zip(patch, divisors, strict=True)):
+            raise ValueError("leaves a single voxel at the lowest resolution, must be twice as large along some axis")
         return patch
 
     @pydantic.field_validator("use_mask_for_norm")

@@ -7,15 +7,16 @@ import json
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from umamba_cli.pipeline.data.dataset import Case, DatasetDescription
 from umamba_cli.pipeline.data.files import to_plain
 from umamba_cli.pipeline.data.images import Image
 from umamba_cli.pipeline.data.nonzero import bounding_box, nonzero_mask
+from umamba_cli.pipeline.errors import InputError
 from umamba_cli.pipeline.geometry import Box, Grid, Shape, resampled_shape
 from umamba_cli.pipeline.planning.plans import Configuration, Plans
 from umamba_cli.pipeline.preprocessing.normalization import normalise
@@ -109,7 +110,16 @@ def preprocess(
         labels: integers (z, y, x) on the same grid, or None.
         plans: of the dataset.
         configuration: one of the plans' configurations.
+
+    Raises:
+        InputError: the image has another number of channels than the plans.
     """
+    if len(image.voxels) != len(configuration.normalization_schemes):
+        raise InputError(
+            f"the image has {len(image.voxels)} channels, the plans are made for "
+            f"{len(configuration.normalization_schemes)}",
+            next_step="run `umamba plan` again",
+        )
     transpose = plans.transpose_forward
     voxels = image.voxels.transpose(0, *(axis + 1 for axis in transpose))
     mask = nonzero_mask(voxels)
@@ -152,9 +162,11 @@ def sample_class_voxels(
     return found
 
 
-def plans_digest(plans: Plans, configuration: Configuration) -> str:
-    """A fingerprint of all that preprocessing takes from the plans; another digest means: preprocess again."""
+def plans_digest(plans: Plans, configuration: Configuration, description: DatasetDescription) -> str:
+    """A fingerprint of all that preprocessing takes from plans and dataset.json; another one: do it again."""
     relevant = {
+        "labels": sorted(description.labels.values()),
+        "channels": description.num_channels,
         "transpose": plans.transpose_forward,
         "spacing": configuration.spacing,
         "normalization_schemes": configuration.normalization_schemes,
@@ -164,6 +176,7 @@ def plans_digest(plans: Plans, configuration: Configuration) -> str:
     return hashlib.sha256(json.dumps(to_plain(relevant), sort_keys=True).encode()).hexdigest()[:16]
 
 
-def source_state(paths: Sequence[Path]) -> list[list[Any]]:
-    """Name, size and time of change of the files that a case was made from."""
+def source_state(case: Case) -> list[list[Any]]:
+    """Name, size and time of change of the files that a case is made from."""
+    paths = [*case.images, *filter(None, [case.label])]
     return [[path.name, (state := path.stat()).st_size, state.st_mtime_ns] for path in paths]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from umamba_cli.pipeline.data.checks import CheckReport, load_and_check
-from umamba_cli.pipeline.data.dataset import Case, DatasetDescription
+from umamba_cli.pipeline.data.dataset import Case, Dataset, DatasetDescription
 from umamba_cli.pipeline.data.store import Store
 from umamba_cli.pipeline.data.workspace import Workspace
 from umamba_cli.pipeline.errors import InputError
@@ -77,25 +77,29 @@ def preprocess_workspace(
     return PreprocessingResult(configuration, len(jobs), len(jobs) - len(todo))
 
 
-def require_preprocessed(workspace: Workspace, plans: Plans, configuration: str, identifiers: Sequence[str]) -> Store:
-    """The store of a configuration, where it holds all these cases, made with these plans.
+def require_preprocessed(
+    workspace: Workspace, plans: Plans, configuration: str, dataset: Dataset, identifiers: Sequence[str]
+) -> Store:
+    """The store of a configuration, where it holds all these cases, made with these plans from the present files.
 
     Raises:
-        InputError: cases are missing or were made with other plans.
+        InputError: cases are missing, or were made with other plans or from other files.
     """
+    cases = dataset.select(identifiers)
     store = Store(workspace.preprocessed(configuration))
-    expected = plans_digest(plans, plans.configuration(configuration))
-    digests = {name: store.digest(name) for name in identifiers}
+    digest = plans_digest(plans, plans.configuration(configuration), dataset.description)
+    origins = {case.identifier: store.origin(case.identifier) for case in cases}
     how = f"run `umamba preprocess {workspace.folder} -c {configuration}`"
-    if missing := [name for name, digest in digests.items() if digest is None]:
+    if missing := [name for name, origin in origins.items() if origin is None]:
         raise InputError(
             f"{workspace.folder} is not preprocessed for {configuration}: "
-            f"{len(missing)} of {len(identifiers)} cases are missing",
+            f"{len(missing)} of {len(cases)} cases are missing",
             next_step=how,
         )
-    if other := [name for name, digest in digests.items() if digest != expected]:
+    if other := [case for case in cases if origins[case.identifier] != (digest, source_state(case))]:
         raise InputError(
-            f"{len(other)} of {len(identifiers)} cases of {configuration} were preprocessed with other plans",
+            f"{len(other)} of {len(cases)} cases of {configuration} were preprocessed with other plans "
+            "or from other files",
             next_step=how,
         )
     return store
@@ -108,11 +112,8 @@ def _voxels_a_case(plans: Plans, configuration: str) -> float:
 
 
 def _is_current(job: _Job) -> bool:
-    digest = plans_digest(job.plans, job.plans.configuration(job.configuration))
-    if job.store.digest(job.case.identifier) != digest:
-        return False
-    properties = job.store.case(job.case.identifier).properties
-    return bool(properties.get("source") == source_state([*job.case.images, *filter(None, [job.case.label])]))
+    digest = plans_digest(job.plans, job.plans.configuration(job.configuration), job.description)
+    return job.store.origin(job.case.identifier) == (digest, source_state(job.case))
 
 
 def _preprocess_and_store(job: _Job) -> tuple[str, ...]:
@@ -126,8 +127,8 @@ def _preprocess_and_store(job: _Job) -> tuple[str, ...]:
     assert case.labels is not None
     properties = {
         "identifier": name,
-        "digest": plans_digest(job.plans, configuration),
-        "source": source_state([*job.case.images, *filter(None, [job.case.label])]),
+        "digest": plans_digest(job.plans, configuration, job.description),
+        "source": source_state(job.case),
         "shape": case.labels.shape,
         "class_counts": np.bincount(np.maximum(case.labels, 0).ravel(), minlength=job.description.num_classes),
         "geometry": case.geometry.to_json(),

@@ -36,12 +36,11 @@ def normalise(voxels: NDArray[np.float32], mask: Mask, plans: Plans, configurati
 
 def _z_score(channel: Channel, inside: Mask | None, _: IntensityProperties) -> None:
     """Mean 0 and standard deviation 1 of the case itself."""
-    if inside is None:
-        channel -= channel.mean()
-        channel /= max(channel.std(), _SMALLEST)
-    else:
-        values = channel[inside]
-        channel[inside] = (values - values.mean()) / max(values.std(), _SMALLEST)
+    where = slice(None) if inside is None else inside
+    values = channel[where]
+    # A float32 mean is a little off, which the division would make large in a constant image.
+    constant = values.size == 0 or values.min() == values.max()
+    channel[where] = 0 if constant else (values - values.mean()) / max(values.std(), _SMALLEST)
 
 
 def _ct(channel: Channel, _: Mask | None, foreground: IntensityProperties) -> None:

@@ -45,6 +45,7 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     Raises:
         WorkError: the disk is full or the folder cannot be written to.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     tensors = {_NETWORK + name: _storable(tensor) for name, tensor in checkpoint.weights.items()}
@@ -55,7 +56,10 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "state": _pack(checkpoint.state, _STATE, tensors),
     }
     with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata={_HEADER: json.dumps(header)})
+        try:
+            save_file(tensors, temporary, metadata={_HEADER: json.dumps(header)})
+        except SafetensorError as error:  # its word for a full disk
+            raise OSError(str(error)) from error
 
 
 def read_checkpoint(path: Path, *, device: torch.device | str = "cpu") -> Checkpoint:
@@ -76,9 +80,9 @@ def read_checkpoint(path: Path, *, device: torch.device | str = "cpu") -> Checkp
         raise InputError(
             f"{path} is damaged or no checkpoint of umamba: {error}", next_step="train again, or copy the file again"
         ) from error
-    if header["format"] != CHECKPOINT_FORMAT:
+    if header.get("format") != CHECKPOINT_FORMAT:
         raise InputError(
-            f"{path} has checkpoint format {header['format']}, this umamba knows {CHECKPOINT_FORMAT}",
+            f"{path} has checkpoint format {header.get('format')}, this umamba knows {CHECKPOINT_FORMAT}",
             next_step="update umamba",
         )
     return Checkpoint(

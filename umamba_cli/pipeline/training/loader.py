@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from umamba_cli.pipeline.errors import WorkError
-from umamba_cli.pipeline.resources import usable_cores, worker_context
+from umamba_cli.pipeline.resources import begin_worker, usable_cores, worker_context
 from umamba_cli.pipeline.training.patches import Patch, PatchSampler, Purpose
 
 MAX_WORKERS = 12
@@ -99,7 +99,7 @@ def batches(maker: BatchMaker, positions: Iterable[BatchPosition], *, workers: i
         num_workers=workers,
         prefetch_factor=PREFETCH if workers else None,
         multiprocessing_context=worker_context() if workers else None,
-        worker_init_fn=_one_thread,
+        worker_init_fn=_begin_worker,
         pin_memory=pin,
     )
     iterator = iter(loader)
@@ -118,7 +118,5 @@ def batches(maker: BatchMaker, positions: Iterable[BatchPosition], *, workers: i
         yield batch
 
 
-def _one_thread(_worker: int) -> None:
-    import threadpoolctl
-
-    threadpoolctl.threadpool_limits(1)
+def _begin_worker(_number: int) -> None:
+    begin_worker()

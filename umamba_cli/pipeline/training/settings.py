@@ -58,7 +58,7 @@ class TrainingSettings:
             "learning_rate": (self.learning_rate > 0, "greater than 0"),
             "gradient_clip": (self.gradient_clip > 0, "greater than 0"),
             "foreground_share": (0 <= self.foreground_share <= 1, "from 0 to 1"),
-            "seed": (self.seed >= 0, "at least 0"),
+            "seed": (0 <= self.seed < 2**63, "from 0 to 2**63 - 1"),
         }
         for name, (is_allowed, range_text) in allowed.items():
             if not is_allowed:

@@ -10,7 +10,7 @@ from umamba_cli.pipeline.data.checks import CheckReport, load_and_check
 from umamba_cli.pipeline.data.dataset import Case, Dataset, DatasetDescription, open_dataset
 from umamba_cli.pipeline.data.files import json_text, write_json, write_text
 from umamba_cli.pipeline.data.splits import make_folds, write_folds
-from umamba_cli.pipeline.data.workspace import Workspace, create_workspace
+from umamba_cli.pipeline.data.workspace import Workspace, create_workspace, require_own_folder
 from umamba_cli.pipeline.parallel import for_each_case
 from umamba_cli.pipeline.planning.decisions import Decision
 from umamba_cli.pipeline.planning.fingerprint import (
@@ -61,6 +61,7 @@ def plan_workspace(
     """
     dataset = open_dataset(dataset_folder)
     folds = make_folds([case.identifier for case in dataset.cases], group_by=group_by)
+    require_own_folder(workspace_folder, dataset)
     planned, fingerprint = _measure_and_plan(dataset, options, workers, on_progress)
     workspace = create_workspace(workspace_folder, dataset)
     write_json(workspace.fingerprint_file, fingerprint)

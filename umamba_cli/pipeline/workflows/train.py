@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from umamba_cli.pipeline.data.dataset import DatasetDescription
 from umamba_cli.pipeline.data.images import write_label_map
 from umamba_cli.pipeline.data.splits import Fold, choose_fold, read_folds
 from umamba_cli.pipeline.data.store import Store
@@ -90,40 +91,48 @@ def train_fold(job: TrainingJob, *, on_progress: OnProgress = ignore_progress) -
     plans.configuration(job.configuration)
     dataset = workspace.dataset()
     fold = choose_fold(read_folds(workspace.splits_file), job.fold, [case.identifier for case in dataset.cases])
-    dataset.select([*fold.train, *fold.val])
-    store = require_preprocessed(workspace, plans, job.configuration, [*fold.train, *fold.val])
     compute = choose_compute(job.device, job.chosen.precision or "auto")
     run = workspace.run(job.model, job.configuration, job.fold, valid_tag(job.tag))
-    if job.restart and run.folder.exists():
-        shutil.rmtree(run.folder)
-    record = _start_or_go_on(job, run, plans, fold, compute)
+    goes_on = run.configuration_file.is_file() and not job.restart
+    record = _go_on(job, run, plans, fold) if goes_on else _new_record(job, plans, fold, dataset.description, compute)
+    cases = [*record.train_cases, *record.val_cases]
+    store = require_preprocessed(workspace, record.plans, job.configuration, dataset, cases)
+    new_network(job.model, record.network_configuration, record.dataset)  # what cannot be built is refused here
+    if not goes_on:
+        if run.folder.exists():
+            shutil.rmtree(run.folder)
+        write_record(run, record)
     use_threads(job.threads)
     log = read_log(run) if run.is_finished else _train(job, run, record, store, compute, on_progress)
     evaluation = _validate(run, record, store, compute, workspace, on_progress) if fold.val else None
     return TrainingResult(run, log, evaluation, compute)
 
 
-def _start_or_go_on(job: TrainingJob, run: Run, plans: Plans, fold: Fold, compute: Compute) -> RunRecord:
-    """The record of the training that is there, or a new one, written."""
-    if run.configuration_file.is_file():
-        record = read_record(run)
-        require_same_settings(TrainingSettings.from_json(record.settings), job.chosen)
-        changed = [
-            what
-            for what, saved, current in (
-                ("plans.json", record.plans, plans),
-                ("splits.json", (record.train_cases, record.val_cases), (fold.train, fold.val)),
-            )
-            if saved != current
-        ]
-        if changed and not run.is_finished:
-            raise InputError(
-                f"{' and '.join(changed)} changed since the training in {run.folder} was started",
-                next_step="start over with --restart, or keep both with --tag NAME",
-            )
-        return record
+def _go_on(job: TrainingJob, run: Run, plans: Plans, fold: Fold) -> RunRecord:
+    """The record of the training that is there, where it can go on as asked."""
+    record = read_record(run)
+    require_same_settings(TrainingSettings.from_json(record.settings), job.chosen)
+    changed = [
+        what
+        for what, saved, current in (
+            ("plans.json", record.plans, plans),
+            ("splits.json", (record.train_cases, record.val_cases), (fold.train, fold.val)),
+        )
+        if saved != current
+    ]
+    if changed and not run.is_finished:
+        raise InputError(
+            f"{' and '.join(changed)} changed since the training in {run.folder} was started",
+            next_step="start over with --restart, or keep both with --tag NAME",
+        )
+    return record
+
+
+def _new_record(
+    job: TrainingJob, plans: Plans, fold: Fold, description: DatasetDescription, compute: Compute
+) -> RunRecord:
     configuration = plans.configuration(job.configuration)
-    record = RunRecord(
+    return RunRecord(
         model=job.model,
         configuration=job.configuration,
         fold=job.fold,
@@ -140,11 +149,9 @@ def _start_or_go_on(job: TrainingJob, run: Run, plans: Plans, fold: Fold, comput
         },
         versions=current_versions(),
         started=now(),
-        dataset=job.workspace.dataset().description,
+        dataset=description,
         plans=plans,
     )
-    write_record(run, record)
-    return record
 
 
 def _train(

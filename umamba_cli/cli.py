@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import sys
-import traceback
 from collections.abc import Sequence
 from typing import Annotated, NoReturn
 
@@ -78,13 +77,15 @@ def _exit_code(error: BaseException) -> int:
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else FAILED
     if isinstance(error, KeyboardInterrupt | typer.Abort):
-        sys.stderr.write("interrupted; run the same command again to go on\n")
+        current_console().interrupted()
         return INTERRUPTED
     if hasattr(error, "format_message") and not error.format_message():
         return InputError.exit_code  # no command was given; Typer has shown the help
     if isinstance(error, BrokenPipeError):  # the reader of our output has gone, as in `umamba evaluate ... | head`
         return FAILED
-    return _show(_explained(error), error)
+    explained = _explained(error)
+    current_console().error(explained, error)
+    return explained.exit_code
 
 
 def _explained(error: BaseException) -> UmambaError:
@@ -104,11 +105,3 @@ def _explained(error: BaseException) -> UmambaError:
         f"unexpected {type(error).__name__}: {error}",
         next_step="run again with --verbose and report the traceback with what `umamba doctor` prints",
     )
-
-
-def _show(error: UmambaError, cause: BaseException) -> int:
-    console = current_console()
-    if console.verbose:
-        traceback.print_exception(cause)
-    console.error(error)
-    return error.exit_code

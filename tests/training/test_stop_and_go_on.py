@@ -49,7 +49,7 @@ def _same(first: Path, second: Path) -> None:
         [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()] for folder in (first, second)
     ]
     for entries in logs:
-        assert [entry["epoch"] for entry in entries] == [0, 1, 2, 3]
+        assert [entry["epoch"] for entry in entries] == [1, 2, 3, 4]
         for entry in entries:
             del entry["seconds"]
     assert logs[0] == logs[1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -57,6 +58,8 @@ class Console:
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Print a table; numbers stand on the right. Not with --json or --quiet."""
+        for row in (columns, *rows):
+            self._note("\t".join(row))
         if self.json_output or self.quiet:
             return
         from rich import box
@@ -91,8 +94,20 @@ class Console:
 
                 yield show
 
-    def error(self, error: UmambaError) -> None:
-        """Print what is wrong and what to do next."""
+    def interrupted(self) -> None:
+        """Say that the user, or the system, stopped the command."""
+        text = "interrupted; run the same command again to go on"
+        sys.stderr.write(text + "\n")
+        self._note(text)
+        self.result({"error": "interrupted"})
+
+    def error(self, error: UmambaError, cause: BaseException) -> None:
+        """Print what is wrong and what to do next; the traceback goes to the log, and with --verbose is shown too."""
+        trace = "".join(traceback.format_exception(cause))
+        if error is not cause:  # what umamba explains needs no traceback
+            self._note(trace)
+        if self.verbose:
+            sys.stderr.write(trace)
         lines = [f"error: {error.problem}", *(f"  {line}" for line in error.details)]
         if error.next_step:
             lines.append(f"next: {error.next_step}")

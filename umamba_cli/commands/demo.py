@@ -28,6 +28,7 @@ def demo(
     from umamba_cli.pipeline.workflows.demo import run_demo
 
     console = Console(json_output, quiet, verbose)
+    console.log_to(workspace / "logs", "demo")
     began = time.monotonic()
     with console.progress() as on_progress:
         result = run_demo(workspace, restart=restart, workers=workers, threads=threads, on_progress=on_progress)

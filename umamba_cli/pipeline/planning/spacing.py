@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from umamba_cli.pipeline.geometry import ANISOTROPY_THRESHOLD, Shape, Spacing, resampled_shape
+from umamba_cli.pipeline.geometry import ANISOTROPY_THRESHOLD, FLAT_SPACING_MM, Shape, Spacing, resampled_shape
 
 LOWRES_STEP = 1.03
 """3d_lowres is sought in steps of 3 % coarser spacing."""
@@ -53,6 +53,8 @@ def target_spacing(spacings_mm: Sequence[Sequence[float]], shapes: Sequence[Sequ
     median = target[worst]
     finest = float(np.percentile(spacings[:, worst], THICK_SLICE_PERCENTILE))
     target[worst] = finest if finest >= coarsest_other else coarsest_other + 1e-5
+    if median >= FLAT_SPACING_MM:
+        return TargetSpacing(tuple(target), f"median of {len(spacings)} pictures along each axis")
     axis = "zyx"[worst]
     reason = (
         f"median of {len(spacings)} cases; along {axis}, thick slices (median {median:.4g} mm), the 10th percentile"

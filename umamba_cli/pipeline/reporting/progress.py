@@ -23,7 +23,7 @@ def draw_progress(path: Path, epochs: Sequence[Mapping[str, Any]]) -> None:
 
     Args:
         path: the picture (PNG), written whole or not at all.
-        epochs: lines of `log.jsonl`, in order; `epoch` (from 0), `train_loss`, `val_loss`, `dice` (label name to
+        epochs: lines of `log.jsonl`, in order; `epoch` (from 1), `train_loss`, `val_loss`, `dice` (label name to
             value), `mean_dice`, `learning_rate`, `seconds`. Values may be missing, None or NaN.
 
     Raises:

@@ -98,7 +98,7 @@ class TrainingLoop:
             self._validate_epoch(stream) if self.validates else {"val_loss": None, "dice": {}, "mean_dice": None}
         )
         entry: EpochLog = {
-            "epoch": self._epoch,
+            "epoch": self._epoch + 1,
             "train_loss": train_loss,
             **validation,
             "learning_rate": rate,
@@ -183,7 +183,7 @@ class TrainingLoop:
         if self._scaler.is_enabled() and checkpoint.state["scaler"]:
             self._scaler.load_state_dict(checkpoint.state["scaler"])
         self._epoch, self._best_dice = checkpoint.epoch, checkpoint.best_dice
-        self._log = [entry for entry in read_log(self.run) if entry["epoch"] < self._epoch]
+        self._log = [entry for entry in read_log(self.run) if entry["epoch"] <= self._epoch]
 
     def _report(self, figures: dict[str, str], *, step: str = "", within: float = 0.0) -> None:
         self.on_progress(Progress("train", self._epoch, self.settings.epochs, step, figures, within))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from umamba_cli.pipeline.data.dataset import find_images
+from umamba_cli.pipeline.data.dataset import find_images, open_dataset
 from umamba_cli.pipeline.data.images import read_image, read_label_map
 from umamba_cli.pipeline.data.workspace import Workspace, open_workspace
 from umamba_cli.pipeline.devices import choose_compute
@@ -63,7 +63,9 @@ def run_demo(
         WorkError: a stage failed.
     """
     raw, predictions = folder / "Dataset001_Phantom", folder / "predictions"
-    dataset = draw_phantom_dataset(raw, cases=TRAINING_CASES, test_cases=TEST_CASES)
+    if not (raw / "dataset.json").is_file():  # written last
+        draw_phantom_dataset(raw, cases=TRAINING_CASES, test_cases=TEST_CASES)
+    dataset = open_dataset(raw)
     plan_workspace(raw, folder / "workspace", PlanOptions(preset="cpu"), workers=workers, on_progress=on_progress)
     workspace = open_workspace(folder / "workspace")
     preprocess_workspace(workspace, CONFIGURATION, workers=workers, on_progress=on_progress)
@@ -72,7 +74,7 @@ def run_demo(
     run = workspace.run(MODEL, CONFIGURATION, "all")
     predictor = load_predictor(run.folder, (), choose_compute("cpu"))
     cases = find_input(raw / "imagesTs", dataset.description.file_ending)
-    predicted = predict_cases(predictor, cases, predictions, overwrite=True, on_progress=on_progress)
+    predicted = predict_cases(predictor, cases, predictions, overwrite=restart, on_progress=on_progress)
     raise_if_failed(predicted)
     evaluation = evaluate_folders(predictions, raw / "labelsTs", description=dataset.description)
     write_summary(predictions / "summary.json", evaluation)

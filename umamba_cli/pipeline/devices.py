@@ -88,6 +88,11 @@ def _cpu_has_bf16() -> bool:
     return any(bool(getattr(torch.cpu, name, lambda: False)()) for name in names)
 
 
+def channels_last(dimensions: int) -> torch.memory_format:
+    """The memory format that networks of 2 or 3 dimensions run in: Mamba's tokens are a view of it."""
+    return torch.channels_last if dimensions == 2 else torch.channels_last_3d
+
+
 def use_threads(threads: int | None = None) -> None:
     """Compute on a CPU with this many threads; None means all cores that this process may use."""
     torch.set_num_threads(threads or usable_cores())

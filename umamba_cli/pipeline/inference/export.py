@@ -21,9 +21,7 @@ def labels_on_image_grid(logits: NDArray[np.float32], geometry: CaseGeometry) ->
     Returns:
         (z, y, x) on `geometry.grid`; background outside the crop.
     """
-    resampled = resample_image(
-        logits, geometry.crop.shape, geometry.new_spacing_mm, geometry.spacing_mm, order=PROBABILITY_ORDER
-    )
+    resampled = _on_crop(logits, geometry)
     return geometry.labels_on_image_grid(resampled.argmax(0).astype(np.uint16))
 
 
@@ -32,9 +30,7 @@ def probabilities_on_image_grid(logits: NDArray[np.float32], geometry: CaseGeome
 
     Outside the crop the background has probability 1.
     """
-    resampled = resample_image(
-        logits, geometry.crop.shape, geometry.new_spacing_mm, geometry.spacing_mm, order=PROBABILITY_ORDER
-    )
+    resampled = _on_crop(logits, geometry)
     exponentials = np.exp(resampled - resampled.max(0))
     exponentials /= exponentials.sum(0)
     whole = np.zeros((len(logits), *(geometry.grid.shape[axis] for axis in geometry.transpose)), dtype=np.float32)
@@ -42,3 +38,10 @@ def probabilities_on_image_grid(logits: NDArray[np.float32], geometry: CaseGeome
     whole[geometry.crop.slices_of_channels] = exponentials
     back: NDArray[np.float32] = whole.transpose(0, *(np.argsort(geometry.transpose) + 1))
     return back
+
+
+def _on_crop(logits: NDArray[np.float32], geometry: CaseGeometry) -> NDArray[np.float32]:
+    """The logits at the image's own spacing, over the part that was kept of it."""
+    return resample_image(
+        logits, geometry.crop.shape, geometry.new_spacing_mm, geometry.spacing_mm, order=PROBABILITY_ORDER
+    )

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import nn
 
 from umamba_cli.pipeline.data.images import Image
 from umamba_cli.pipeline.data.workspace import Run
-from umamba_cli.pipeline.devices import Compute
+from umamba_cli.pipeline.devices import Compute, channels_last
 from umamba_cli.pipeline.errors import InputError
 from umamba_cli.pipeline.inference.sliding_window import WindowOptions, image_logits
 from umamba_cli.pipeline.networks.scan import choose_backend
@@ -124,7 +123,6 @@ def _load(run: Run, record: RunRecord, compute: Compute) -> nn.Module:
             details=str(error).splitlines()[1:6],
             next_step="train again, or use the version of umamba that trained it",
         ) from error
-    flat = record.network_configuration.dimensions == 2
-    memory_format = torch.channels_last if flat else torch.channels_last_3d
+    memory_format = channels_last(record.network_configuration.dimensions)
     network.to(compute.device, memory_format=memory_format)  # type: ignore[call-overload]
     return network.eval()

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from umamba_cli.pipeline.devices import Compute
+from umamba_cli.pipeline.devices import Compute, channels_last
 from umamba_cli.pipeline.errors import InputError
 from umamba_cli.pipeline.geometry import Box, Shape
 from umamba_cli.pipeline.inference.tiles import gaussian_weight, padding_to, tile_boxes
@@ -87,8 +87,7 @@ def _window(
 
 def _tile_logits(networks: Sequence[nn.Module], tile: Tensor, compute: Compute, mirror_axes: tuple[int, ...]) -> Tensor:
     """(1, channels, ...) to float32 logits (classes, ...) on the CPU, averaged over networks and mirrorings."""
-    flat = tile.dim() == 4
-    tile = tile.to(compute.device, memory_format=torch.channels_last if flat else torch.channels_last_3d)
+    tile = tile.to(compute.device, memory_format=channels_last(tile.dim() - 2))
     total: Tensor | None = None
     flips = _flips(mirror_axes)
     for network, flip in itertools.product(networks, flips):

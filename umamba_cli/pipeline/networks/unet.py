@@ -159,11 +159,3 @@ def _initialise(module: nn.Module) -> None:
 def count_parameters(network: nn.Module) -> int:
     """Trainable numbers."""
     return sum(p.numel() for p in network.parameters() if p.requires_grad)
-
-
-def resolutions(architecture: Architecture) -> list[tuple[int, ...]]:
-    """Downsampling of each head's output against the input, by axis, full resolution first."""
-    factors = [(1,) * architecture.dimensions]
-    for stride in architecture.strides[1:-1]:
-        factors.append(tuple(f * s for f, s in zip(factors[-1], stride, strict=True)))
-    return factors

@@ -13,7 +13,7 @@ from torch import nn
 
 from umamba_cli.pipeline.data.files import to_plain, write_text
 from umamba_cli.pipeline.data.workspace import Run
-from umamba_cli.pipeline.devices import Compute
+from umamba_cli.pipeline.devices import Compute, channels_last
 from umamba_cli.pipeline.errors import WorkError
 from umamba_cli.pipeline.progress import OnProgress, Progress, ignore_progress
 from umamba_cli.pipeline.runs.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
@@ -47,8 +47,8 @@ class TrainingLoop:
     """Called with the log of all epochs so far, after each."""
 
     def __post_init__(self) -> None:
-        flat = next(p.dim() for p in self.network.parameters() if p.dim() > 3) == 4
-        self._memory_format = torch.channels_last if flat else torch.channels_last_3d
+        convolution_axes = next(p.dim() for p in self.network.parameters() if p.dim() > 3)
+        self._memory_format = channels_last(convolution_axes - 2)
         self.network.to(self.compute.device, memory_format=self._memory_format)  # type: ignore[call-overload]
         self._optimizer = torch.optim.SGD(
             self.network.parameters(),

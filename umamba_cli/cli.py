@@ -12,6 +12,7 @@ import typer
 
 from umamba_cli.commands._console import Console, current_console
 from umamba_cli.commands.check import check
+from umamba_cli.commands.convert import convert
 from umamba_cli.commands.demo import demo
 from umamba_cli.commands.doctor import doctor
 from umamba_cli.commands.evaluate import evaluate
@@ -31,6 +32,7 @@ app = typer.Typer(
 )
 for command in (check, plan, preprocess, train, predict, evaluate, demo, doctor):
     app.command(no_args_is_help=command not in (demo, doctor))(command)
+app.add_typer(convert, name="convert")
 
 
 def _show_version(wanted: bool) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
@@ -21,49 +22,91 @@ def for_each_case(
     *,
     task: str,
     name: Callable[[Item], str],
+    describe: Callable[[Item], str] | None = None,
     workers: int | None = None,
     on_progress: OnProgress = ignore_progress,
 ) -> list[Result]:
     """Call `function` on every item and return the results in the items' order.
+
+    Where memory runs out (a worker process is killed, or told so), the cases that were being worked on are tried again
+    one at a time, with the memory to themselves. Those that fail again are named at the end; all others are done first.
 
     Args:
         function: a picklable function of one picklable item.
         items: the cases.
         task: what progress reports call the work.
         name: the name of an item, for progress reports.
+        describe: name and size of an item that could not be done; None: `name` serves.
         workers: processes; None means as many as the machine allows. With one, the work is done in this process.
         on_progress: told after each case.
 
     Raises:
-        WorkError: a worker process died (most often killed because memory ran out).
-        Exception: whatever `function` raised first; what has not begun by then is not begun.
+        WorkError: a worker process died on a case even when it was alone (most often killed because memory ran out).
+        Exception: whatever else `function` raised first; what has not begun by then is not begun.
     """
     workers = min(workers or default_workers(), max(len(items), 1))
     results: dict[int, Result] = {}
     on_progress(Progress(task, 0, len(items)))
-    for index, result in _unordered(function, items, workers, task):
+    for index, result in _unordered(function, items, workers):
         results[index] = result
         on_progress(Progress(task, len(results), len(items), step=name(items[index])))
+    if lost := [item for index, item in enumerate(items) if index not in results]:
+        finished = f"; the other {len(results)} are done" if results else ""
+        raise WorkError(
+            f"memory ran out, or something else killed a worker process, in {len(lost)} of {len(items)} cases of "
+            f"{task}{finished}",
+            details=[(describe or name)(item) for item in lost],
+            next_step=f"run the same command again with fewer --workers (it had {workers}), or on a machine with more "
+            "memory; finished cases are kept",
+        )
     return [results[index] for index in range(len(items))]
 
 
-def _unordered(
-    function: Callable[[Item], Result], items: Sequence[Item], workers: int, task: str
-) -> Iterator[tuple[int, Result]]:
+def _unordered(function: Callable[[Item], Result], items: Sequence[Item], workers: int) -> Iterator[tuple[int, Result]]:
+    """Index and result of each item that could be done."""
+    waiting = deque(range(len(items)))
     if workers == 1:
-        for index, item in enumerate(items):
-            yield index, function(item)
+        for index in waiting:
+            try:
+                yield index, function(items[index])
+            except MemoryError:
+                continue
         return
+    while waiting:
+        for index in (yield from _in_pool(function, items, waiting, workers)):
+            yield from _in_pool(function, items, deque([index]), 1)
+
+
+def _in_pool(
+    function: Callable[[Item], Result], items: Sequence[Item], waiting: deque[int], workers: int
+) -> Generator[tuple[int, Result], None, list[int]]:
+    """Work until nothing waits or a worker has died; returns the cases that ran out of memory or were worked on then.
+
+    No more cases are handed out than there are workers, so that no other can have been at fault.
+    """
+    working: dict[Future[Result], int] = {}
+    short_of_memory: list[int] = []
     with ProcessPoolExecutor(workers, mp_context=worker_context(), initializer=begin_worker) as pool:
-        futures: dict[Future[Result], int] = {pool.submit(function, item): i for i, item in enumerate(items)}
         try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        except BrokenProcessPool as error:
-            raise WorkError(
-                f"a worker process of {task} died, most likely because memory ran out",
-                next_step="run the same command again with fewer --workers; finished cases are kept",
-            ) from error
+            while waiting or working:
+                while waiting and len(working) < workers:
+                    working[pool.submit(function, items[waiting[0]])] = waiting[0]
+                    waiting.popleft()
+                done = wait(working, return_when=FIRST_COMPLETED).done
+                for future in [future for future in done if not _died(future)]:
+                    index = working.pop(future)
+                    if isinstance(future.exception(), MemoryError):
+                        short_of_memory.append(index)
+                    else:
+                        yield index, future.result()
+                if any(_died(future) for future in working if future.done()):
+                    break
+        except BrokenProcessPool:  # a worker died between two cases
+            pass
         finally:
-            for future in futures:
-                future.cancel()
+            pool.shutdown(wait=False, cancel_futures=True)
+    return sorted([*short_of_memory, *working.values()])
+
+
+def _died(future: Future[Result]) -> bool:
+    return isinstance(future.exception(), BrokenProcessPool)

@@ -60,14 +60,19 @@ def test_cases_that_run_out_of_memory_are_named_and_the_others_finish(workers: i
     assert caught.value.details == tuple(f"case {number} (36x50x35)" for number in lost)
     assert f"in {len(lost)} of {len(items)} cases" in caught.value.problem
     assert f"fewer --workers (it had {workers})" in caught.value.next_step
-    assert sorted(int(report.step) for report in seen[1:]) == [number for number in items if number not in lost]
+    assert sorted(int(report.step.split()[0]) for report in seen[1:]) == [number for number in items if number not in lost]
 
 
 def test_a_case_that_can_be_done_alone_is_done(tmp_path: Path) -> None:
     paths = [tmp_path / str(number) for number in range(5)]
     for path in paths[1:]:
         path.touch()
-    assert for_each_case(die_once, paths, task="die", name=str, workers=2) == ["0", "1", "2", "3", "4"]
+    seen: list[Progress] = []
+    results = for_each_case(
+        die_once, paths, task="die", name=lambda path: path.name, workers=2, on_progress=seen.append
+    )
+    assert results == ["0", "1", "2", "3", "4"]
+    assert any(report.step.startswith("0 (once more and alone: a worker process was killed") for report in seen)
 
 
 def test_any_other_error_ends_the_work() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
@@ -14,6 +14,8 @@ from umamba_cli.pipeline.resources import begin_worker, default_workers, worker_
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+_SECOND_TRY = " (once more and alone: a worker process was killed or short of memory; fewer --workers avoid that)"
 
 
 def for_each_case(
@@ -47,9 +49,10 @@ def for_each_case(
     workers = min(workers or default_workers(), max(len(items), 1))
     results: dict[int, Result] = {}
     on_progress(Progress(task, 0, len(items)))
-    for index, result in _unordered(function, items, workers):
+    for index, result, is_second_try in _unordered(function, items, workers):
         results[index] = result
-        on_progress(Progress(task, len(results), len(items), step=name(items[index])))
+        step = name(items[index]) + (_SECOND_TRY if is_second_try else "")
+        on_progress(Progress(task, len(results), len(items), step=step))
     if lost := [item for index, item in enumerate(items) if index not in results]:
         finished = f"; the other {len(results)} are done" if results else ""
         raise WorkError(
@@ -62,30 +65,39 @@ def for_each_case(
     return [results[index] for index in range(len(items))]
 
 
-def _unordered(function: Callable[[Item], Result], items: Sequence[Item], workers: int) -> Iterator[tuple[int, Result]]:
-    """Index and result of each item that could be done."""
+def _unordered(
+    function: Callable[[Item], Result], items: Sequence[Item], workers: int
+) -> Iterator[tuple[int, Result, bool]]:
+    """Index and result of each item that could be done, and whether it took a second try."""
     waiting = deque(range(len(items)))
     if workers == 1:
         for index in waiting:
             try:
-                yield index, function(items[index])
+                yield index, function(items[index]), False
             except MemoryError:
                 continue
         return
     while waiting:
-        for index in (yield from _in_pool(function, items, waiting, workers)):
-            yield from _in_pool(function, items, deque([index]), 1)
+        interrupted: list[int] = []
+        for index, result in _in_pool(function, items, waiting, workers, interrupted):
+            yield index, result, False
+        for lonely in interrupted:
+            for index, result in _in_pool(function, items, deque([lonely]), 1, []):
+                yield index, result, True
 
 
 def _in_pool(
-    function: Callable[[Item], Result], items: Sequence[Item], waiting: deque[int], workers: int
-) -> Generator[tuple[int, Result], None, list[int]]:
-    """Work until nothing waits or a worker has died; returns the cases that ran out of memory or were worked on then.
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    waiting: deque[int],
+    workers: int,
+    interrupted: list[int],
+) -> Iterator[tuple[int, Result]]:
+    """Work until nothing waits or a worker has died, and leave in `interrupted` what ran out of memory or was cut off.
 
     No more cases are handed out than there are workers, so that no other can have been at fault.
     """
     working: dict[Future[Result], int] = {}
-    short_of_memory: list[int] = []
     with ProcessPoolExecutor(workers, mp_context=worker_context(), initializer=begin_worker) as pool:
         try:
             while waiting or working:
@@ -96,7 +108,7 @@ def _in_pool(
                 for future in [future for future in done if not _died(future)]:
                     index = working.pop(future)
                     if isinstance(future.exception(), MemoryError):
-                        short_of_memory.append(index)
+                        interrupted.append(index)
                     else:
                         yield index, future.result()
                 if any(_died(future) for future in working if future.done()):
@@ -105,7 +117,7 @@ def _in_pool(
             pass
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-    return sorted([*short_of_memory, *working.values()])
+    interrupted += working.values()
 
 
 def _died(future: Future[Result]) -> bool:

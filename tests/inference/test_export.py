@@ -25,10 +25,11 @@ def _image_with_a_bright_spot(at: tuple[int, int, int]) -> Image:
 def test_a_prediction_lands_on_the_right_voxel(transpose: tuple[int, ...], new_spacing: tuple[float, ...]) -> None:
     spot = (4, 14, 9)
     plans = nnunet_plans(spacing=tuple(new_spacing[axis] for axis in transpose), transpose=transpose)
-    case = preprocess(_image_with_a_bright_spot(spot), None, plans, plans.configuration("3d_fullres"))
+    configuration = plans.configuration("3d_fullres")
+    case = preprocess(_image_with_a_bright_spot(spot), None, plans, configuration)
     network_says = (case.image[0] > 0.5 * case.image.max()).astype(np.float32)
     logits = np.stack([1 - network_says, network_says]) * 10
-    labels = labels_on_image_grid(logits, case.geometry)
+    labels = labels_on_image_grid(logits, case.geometry, configuration)
     assert labels.shape == GRID.shape
     assert labels[spot] == 1
     centre = np.argwhere(labels == 1).mean(0)
@@ -38,10 +39,11 @@ def test_a_prediction_lands_on_the_right_voxel(transpose: tuple[int, ...], new_s
 
 def test_probabilities_agree_with_the_labels_and_add_up() -> None:
     plans = nnunet_plans(spacing=(2.0, 1.0, 1.0), transpose=(2, 0, 1))
-    case = preprocess(_image_with_a_bright_spot((5, 9, 12)), None, plans, plans.configuration("3d_fullres"))
+    configuration = plans.configuration("3d_fullres")
+    case = preprocess(_image_with_a_bright_spot((5, 9, 12)), None, plans, configuration)
     logits = np.random.default_rng(0).standard_normal((3, *case.image.shape[1:])).astype(np.float32)
-    probabilities = probabilities_on_image_grid(logits, case.geometry)
+    probabilities = probabilities_on_image_grid(logits, case.geometry, configuration)
     assert probabilities.shape == (3, *GRID.shape)
     np.testing.assert_allclose(probabilities.sum(0), 1, rtol=1e-5)
-    np.testing.assert_array_equal(probabilities.argmax(0), labels_on_image_grid(logits, case.geometry))
+    np.testing.assert_array_equal(probabilities.argmax(0), labels_on_image_grid(logits, case.geometry, configuration))
     assert probabilities[0, 0, 0, 0] == 1

@@ -81,6 +81,14 @@ EDITS: list[tuple[Callable[[dict[str, Any]], object], str, str]] = [
         "every entry must have 3 numbers",
     ),
     (lambda c: _network(c).pop("n_conv_per_stage"), "architecture.arch_kwargs", "n_conv_per_stage or n_blocks"),
+    (lambda c: c.update(resampling_fn_data="resample_torch"), "resampling_fn_data", "resample_data_or_seg_to_shape"),
+    (lambda c: c.update(resampling_fn_data_kwargs={"order": 2}), "resampling_fn_data_kwargs.order", "0, 1 or 3"),
+    (
+        lambda c: c.update(resampling_fn_seg_kwargs={"order": 1, "order_z": 1}),
+        "resampling_fn_seg_kwargs.order_z",
+        "be 0",
+    ),
+    (lambda c: c.update(resampling_fn_seg_kwargs={"order": 3}), "resampling_fn_seg_kwargs.order", "0 or 1"),
     (lambda c: c.update(previous_stage="3d_low"), "previous_stage", "must be one of 2d, 3d_lowres, 3d_fullres"),
 ]
 

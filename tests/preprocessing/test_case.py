@@ -71,7 +71,7 @@ def test_labels_go_there_and_back(spacing: tuple[float, ...], transpose: tuple[i
     geometry = CaseGeometry.from_json(case.geometry.to_json())
     assert geometry == case.geometry
     logits = np.stack([case.labels != 1, case.labels == 1]).astype(np.float32) * 10
-    back = labels_on_image_grid(logits, geometry)
+    back = labels_on_image_grid(logits, geometry, plans.configuration("3d_fullres"))
     assert back.shape == labels.shape
     dice = 2 * (back & labels).sum() / (back.sum() + labels.sum())
     assert dice == 1.0 if spacing == (3.0, 1.0, 1.0) else dice > 0.85
@@ -86,6 +86,23 @@ def test_outside_the_mask_is_minus_one_but_a_label_there_stays() -> None:
     case = preprocess(image, labels, plans, plans.configuration("3d_fullres"))
     assert case.labels is not None
     assert case.labels[0, 0, :3].tolist() == [1, 0, -1]
+
+
+def test_what_is_labelled_counts_as_image_even_where_it_is_zero() -> None:
+    """As in nnU-Net, whose mask is what the label map does not mark as outside."""
+    image, labels = _phantom(margin=0)
+    image.voxels[0, :, :5] = 0
+    image.voxels[0, 0, 0, 1] = 1  # so that the crop keeps the whole image
+    labels[:], labels[:, :3] = 0, 2
+    plans = nnunet_plans(spacing=(3.0, 1.0, 1.0), masked=True)
+    case = preprocess(image, labels, plans, plans.configuration("3d_fullres"))
+    assert case.labels is not None
+    inside = case.labels >= 0
+    assert inside[:, :3].all()
+    assert not inside[:, 3:5].any()
+    assert float(case.image[0][inside].mean()) == pytest.approx(0, abs=1e-5)
+    assert float(case.image[0][inside].std()) == pytest.approx(1, abs=1e-5)
+    assert not case.image[0][~inside].any()
 
 
 def test_an_image_of_zeros_keeps_its_size_and_stays_finite() -> None:

@@ -27,7 +27,7 @@ _TYPES = {
 """NIfTI's datatype code to numpy's; colours, complex and long double numbers are left to ITK."""
 
 HEADER_BYTES = 348
-_AT_ONCE = 1 << 24
+_AT_ONCE = 1 << 20
 _MOST_HEADER = 1 << 26  # one that is said to be longer, its extensions counted, is damaged
 
 _MAGIC_AT, SIZES_AT, _DATATYPE_AT, _START_AT = 344, 40, 70, 108

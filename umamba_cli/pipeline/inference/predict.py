@@ -121,12 +121,12 @@ def _predict_case(predictor: Predictor, case: Case, target: Path, save_probabili
     if problems := numbering_problems(case, predictor.record.dataset):
         raise InputError("; ".join(problems), next_step="give one file a channel, CASE_0000, CASE_0001, ...")
     image = read_image(case.images)
-    if problems := not_finite_problems("image", image.voxels, case.images):
+    if problems := not_finite_problems("image", image.voxels):
         raise InputError("; ".join(problems), next_step="correct the image")
     preprocessed = predictor.preprocess(image)
     logits = predictor.logits(preprocessed.image)
-    geometry = preprocessed.geometry
+    geometry, configuration = preprocessed.geometry, predictor.record.network_configuration
     if save_probabilities:
         with replacing(_probabilities_file(target)) as temporary:
-            np.savez_compressed(temporary, probabilities=probabilities_on_image_grid(logits, geometry))
-    write_label_map(target, labels_on_image_grid(logits, geometry), geometry.grid)
+            np.savez_compressed(temporary, probabilities=probabilities_on_image_grid(logits, geometry, configuration))
+    write_label_map(target, labels_on_image_grid(logits, geometry, configuration), geometry.grid)

@@ -18,7 +18,7 @@ from pydantic import Field
 
 from umamba_cli.pipeline.data.dataset import Case
 from umamba_cli.pipeline.data.images import Image, LabelMap
-from umamba_cli.pipeline.data.nonzero import bounding_box, nonzero_mask
+from umamba_cli.pipeline.data.nonzero import nonzero_box
 from umamba_cli.pipeline.errors import InputError
 from umamba_cli.pipeline.geometry import Shape, Spacing, size_text
 from umamba_cli.pipeline.planning.plans import Count, IntensityProperties, Size
@@ -100,7 +100,7 @@ def measure_case(case: Case, image: Image, label_map: LabelMap, *, most_voxels: 
             f"label is {size_text(label_map.labels.shape)}",
             next_step="correct or remove the case",
         )
-    box = bounding_box(nonzero_mask(image.voxels))
+    box = nonzero_box(image.voxels)
     places = np.flatnonzero(label_map.labels[box.slices] > 0)
     if len(places) > most_voxels:
         places = _generator(case.identifier).choice(places, most_voxels, replace=False, shuffle=False)

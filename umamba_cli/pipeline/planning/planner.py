@@ -27,7 +27,7 @@ from umamba_cli.pipeline.planning.decisions import (
 from umamba_cli.pipeline.planning.fingerprint import Fingerprint
 from umamba_cli.pipeline.planning.fitting import Budget, Fit, fit_patch, limit_to_preset
 from umamba_cli.pipeline.planning.normalization import normalization_scheme, uses_mask
-from umamba_cli.pipeline.planning.plans import Plans
+from umamba_cli.pipeline.planning.plans import RESAMPLING, Plans
 from umamba_cli.pipeline.planning.presets import PRESETS, PresetName
 from umamba_cli.pipeline.planning.spacing import TargetSpacing, coarser, median_shape, target_spacing, transpose_axes
 
@@ -107,7 +107,7 @@ def make_plans(
             next_step="measure the dataset again: remove fingerprint.json, then run `umamba plan`",
         )
     preset = PRESETS[options.preset]
-    budget = Budget(preset, options.memory_gb or preset.memory_gb, description.num_classes)
+    budget = Budget(preset, options.memory_gb or preset.memory_gb, len(description.labels))
     geometry = _geometry(fingerprint, options)
     fits, decisions = _fits(geometry, budget)
     batch_dice = _batch_dice(fits)
@@ -234,11 +234,11 @@ def _configuration(name: str, fit: Fit, budget: Budget, **shared: object) -> dic
         "median_image_size_in_voxels": list(fit.median_shape),
         "spacing": list(fit.spacing_mm),
         **shared,
-        "resampling_fn_data": "resample_data_or_seg_to_shape",
-        "resampling_fn_seg": "resample_data_or_seg_to_shape",
+        "resampling_fn_data": RESAMPLING,
+        "resampling_fn_seg": RESAMPLING,
         "resampling_fn_data_kwargs": {"is_seg": False, "order": 3, **resampling},
         "resampling_fn_seg_kwargs": {"is_seg": True, "order": 1, **resampling},
-        "resampling_fn_probabilities": "resample_data_or_seg_to_shape",
+        "resampling_fn_probabilities": RESAMPLING,
         "resampling_fn_probabilities_kwargs": {"is_seg": False, "order": 1, **resampling},
         "architecture": _architecture(fit, budget),
     }

@@ -35,6 +35,8 @@ Normalization = Literal[
     "RescaleTo01Normalization",
     "RGBTo01Normalization",
 ]
+ResamplingName = Literal["resample_data_or_seg_to_shape"]
+RESAMPLING: ResamplingName = "resample_data_or_seg_to_shape"
 
 
 class _Model(pydantic.BaseModel):
@@ -129,6 +131,26 @@ class Architecture(_Model):
     kw_requires_import: tuple[str, ...] = Field(default=(), alias="_kw_requires_import")
 
 
+class Resampling(_Model):
+    """How images or probabilities are brought to another number of voxels."""
+
+    order: Literal[0, 1, 3]
+    """Of the splines: nearest voxel, linear, cubic."""
+
+    order_z: Literal[0] = 0
+    """Of the axis that is resampled apart: always the nearest voxel."""
+
+    force_separate_z: bool | None = None
+    """Whether the coarsest axis is resampled apart; None: where it is more than three times coarser than another."""
+
+
+class LabelResampling(Resampling):
+    """How label maps are brought to another number of voxels."""
+
+    order: Literal[0, 1]
+    """The nearest voxel's label, or the one with the largest linearly interpolated share."""
+
+
 class Configuration(_Model):
     """One way to work on the dataset, inheritance resolved. Axes are in the transposed order of the plans.
 
@@ -162,9 +184,12 @@ class Configuration(_Model):
     batch_dice: bool = False
     """True: the Dice loss sees the batch as one image; False: one Dice for each image, averaged."""
 
-    resampling_fn_data_kwargs: dict[str, Any] = Field(default_factory=dict)
-    resampling_fn_seg_kwargs: dict[str, Any] = Field(default_factory=dict)
-    resampling_fn_probabilities_kwargs: dict[str, Any] = Field(default_factory=dict)
+    resampling_fn_data: ResamplingName = RESAMPLING
+    resampling_fn_data_kwargs: Resampling = Resampling(order=3)
+    resampling_fn_seg: ResamplingName = RESAMPLING
+    resampling_fn_seg_kwargs: LabelResampling = LabelResampling(order=1)
+    resampling_fn_probabilities: ResamplingName = RESAMPLING
+    resampling_fn_probabilities_kwargs: Resampling = Resampling(order=1)
 
     previous_stage: str | None = None
     """The configuration whose segmentation is an input of this one (cascade)."""

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from umamba_cli.pipeline.data.dataset import Case, DatasetDescription
 from umamba_cli.pipeline.data.files import to_plain
 from umamba_cli.pipeline.data.images import Image
-from umamba_cli.pipeline.data.nonzero import bounding_box, nonzero_mask
+from umamba_cli.pipeline.data.nonzero import nonzero_box, nonzero_mask
 from umamba_cli.pipeline.errors import InputError
 from umamba_cli.pipeline.geometry import Box, Grid, Shape, resampled_shape
 from umamba_cli.pipeline.planning.plans import Configuration, Plans
@@ -100,6 +100,24 @@ class PreprocessedCase:
     geometry: CaseGeometry
 
 
+@dataclass(frozen=True)
+class CroppedCase:
+    """A case in the axis order of the plans, cropped to its nonzero part; arrays of its own, not the image's."""
+
+    voxels: NDArray[np.float32]
+    """(channels, z, y, x), intensities as in the file."""
+
+    labels: NDArray[np.signedinteger[Any]] | None
+    """(z, y, x), as in the file."""
+
+    grid: Grid
+    """The image's own."""
+
+    transpose: tuple[int, ...]
+    box: Box
+    """What was kept of the transposed image."""
+
+
 def preprocess(
     image: Image, labels: NDArray[Any] | None, plans: Plans, configuration: Configuration
 ) -> PreprocessedCase:
@@ -114,32 +132,59 @@ def preprocess(
     Raises:
         InputError: the image has another number of channels than the plans.
     """
-    if len(image.voxels) != len(configuration.normalization_schemes):
+    return normalise_and_resample(crop_case(image, labels, plans), plans, configuration)
+
+
+def crop_case(image: Image, labels: NDArray[Any] | None, plans: Plans) -> CroppedCase:
+    """The first half of `preprocess`; afterwards image and labels may be let go, to save memory.
+
+    Raises:
+        InputError: the image has another number of channels than the plans.
+    """
+    channels = len(plans.foreground_intensity_properties_per_channel)
+    if len(image.voxels) != channels:
         raise InputError(
-            f"the image has {len(image.voxels)} channels, the plans are made for "
-            f"{len(configuration.normalization_schemes)}",
+            f"the image has {len(image.voxels)} channels, the plans are made for {channels}",
             next_step="run `umamba plan` again",
         )
     transpose = plans.transpose_forward
-    voxels = image.voxels.transpose(0, *(axis + 1 for axis in transpose))
-    mask = nonzero_mask(voxels)
-    crop = bounding_box(mask)
-    mask = mask[crop.slices]
-    voxels = voxels[crop.slices_of_channels].astype(np.float32, order="C", copy=True)
-    normalise(voxels, mask, plans, configuration)
-
-    spacing = tuple(image.grid.spacing_mm[axis] for axis in transpose)
-    new_spacing = configuration.data_spacing(spacing)
-    new_shape = resampled_shape(crop.shape, spacing, new_spacing)
-    resampled_label_map = None
+    whole = image.voxels.transpose(0, *(axis + 1 for axis in transpose))
+    box = nonzero_box(whole)
+    voxels = whole[box.slices_of_channels].astype(np.float32, order="C", copy=True)
+    cropped = None
     if labels is not None:
-        cropped = labels.transpose(transpose)[crop.slices].astype(np.int16)
-        cropped[(cropped == 0) & ~mask] = OUTSIDE
-        resampled_label_map = resample_labels(cropped, new_shape, spacing, new_spacing)
+        kind = np.int8 if labels.max() < 128 else np.int16
+        cropped = labels.transpose(transpose)[box.slices].astype(kind, order="C", copy=True)
+    return CroppedCase(voxels, cropped, image.grid, transpose, box)
+
+
+def normalise_and_resample(case: CroppedCase, plans: Plans, configuration: Configuration) -> PreprocessedCase:
+    """The second half of `preprocess`; the cropped case's arrays are worked on in place.
+
+    What is labelled counts as image even where it is zero, as in nnU-Net.
+    """
+    inside = nonzero_mask(case.voxels)
+    if case.labels is not None:
+        inside |= case.labels != 0
+        case.labels[~inside] = OUTSIDE
+    normalise(case.voxels, inside, plans, configuration)
+    del inside
+    spacing = tuple(case.grid.spacing_mm[axis] for axis in case.transpose)
+    new_spacing = configuration.data_spacing(spacing)
+    new_shape = resampled_shape(case.box.shape, spacing, new_spacing)
+    labels: NDArray[np.integer[Any]] | None = case.labels
+    if labels is not None:
+        of_labels = configuration.resampling_fn_seg_kwargs
+        labels = resample_labels(
+            labels, new_shape, spacing, new_spacing, order=of_labels.order, separate=of_labels.force_separate_z
+        )
+    resampling = configuration.resampling_fn_data_kwargs
     return PreprocessedCase(
-        image=resample_image(voxels, new_shape, spacing, new_spacing),
-        labels=resampled_label_map,
-        geometry=CaseGeometry(image.grid, transpose, crop, spacing, new_spacing, new_shape),
+        image=resample_image(
+            case.voxels, new_shape, spacing, new_spacing, order=resampling.order, separate=resampling.force_separate_z
+        ),
+        labels=labels,
+        geometry=CaseGeometry(case.grid, case.transpose, case.box, spacing, new_spacing, new_shape),
     )
 
 
@@ -165,13 +210,14 @@ def sample_class_voxels(
 def plans_digest(plans: Plans, configuration: Configuration, description: DatasetDescription) -> str:
     """A fingerprint of all that preprocessing takes from plans and dataset.json; another one: do it again."""
     relevant = {
-        "labels": sorted(description.labels.values()),
+        "labels": description.known_values,
         "channels": description.num_channels,
         "transpose": plans.transpose_forward,
         "spacing": configuration.spacing,
         "normalization_schemes": configuration.normalization_schemes,
         "use_mask_for_norm": configuration.use_mask_for_norm,
         "intensities": plans.foreground_intensity_properties_per_channel,
+        "resampling": [configuration.resampling_fn_data_kwargs, configuration.resampling_fn_seg_kwargs],
     }
     return hashlib.sha256(json.dumps(to_plain(relevant), sort_keys=True).encode()).hexdigest()[:16]
 

@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from umamba_cli.pipeline.data.checks import CheckReport, load_and_check
 from umamba_cli.pipeline.data.dataset import Case, Dataset, DatasetDescription
+from umamba_cli.pipeline.data.sizes import describe_case, workers_that_fit
 from umamba_cli.pipeline.data.store import Store
 from umamba_cli.pipeline.data.workspace import Workspace
 from umamba_cli.pipeline.errors import InputError
 from umamba_cli.pipeline.parallel import for_each_case
-from umamba_cli.pipeline.planning.plans import Plans, read_plans
-from umamba_cli.pipeline.preprocessing.case import plans_digest, preprocess, sample_class_voxels, source_state
+from umamba_cli.pipeline.planning.plans import Configuration, Plans, read_plans
+from umamba_cli.pipeline.preprocessing.case import (
+    CaseGeometry,
+    crop_case,
+    normalise_and_resample,
+    plans_digest,
+    sample_class_voxels,
+    source_state,
+)
 from umamba_cli.pipeline.progress import OnProgress, ignore_progress
-from umamba_cli.pipeline.resources import default_workers, require_disk
+from umamba_cli.pipeline.resources import require_disk
 
 
 @dataclass(frozen=True)
@@ -31,7 +42,7 @@ class PreprocessingResult:
 
 
 @dataclass(frozen=True)
-class _Job:
+class PreprocessingJob:
     """One case's work, as a worker process gets it."""
 
     case: Case
@@ -58,17 +69,18 @@ def preprocess_workspace(
     plans.configuration(configuration)
     dataset = workspace.dataset()
     store = Store(workspace.preprocessed(configuration))
-    jobs = [_Job(case, dataset.description, plans, configuration, store) for case in dataset.cases]
+    jobs = [PreprocessingJob(case, dataset.description, plans, configuration, store) for case in dataset.cases]
     todo = [job for job in jobs if not _is_current(job)]
+    _require_images(workspace, dataset, configuration, [job.case for job in todo])
     voxels = _voxels_a_case(plans, configuration)
     require_disk(store.folder, int(len(todo) * voxels * (4 * dataset.description.num_channels + 1)))
-    # A case and its float64 intermediate of one channel; an image may be several times the median's size.
-    workers = workers or default_workers(int(20 * voxels * (dataset.description.num_channels + 2)))
+    workers = workers or workers_for(plans, configuration, [job.case for job in todo])
     problems: list[tuple[str, ...]] = for_each_case(
-        _preprocess_and_store,
+        preprocess_and_store,
         todo,
         task="preprocess",
         name=lambda job: job.case.identifier,
+        describe=lambda job: describe_case(job.case),
         workers=workers,
         on_progress=on_progress,
     )
@@ -105,40 +117,97 @@ def require_preprocessed(
     return store
 
 
+def workers_for(plans: Plans, configuration: str, cases: Sequence[Case] = ()) -> int:
+    """Worker processes that fit the cores and, with the largest case each, the free memory."""
+    growth = _voxels_a_case(plans, configuration) / math.prod(plans.original_median_shape_after_transp)
+    return workers_that_fit(cases, growth=growth)
+
+
+def _require_images(workspace: Workspace, dataset: Dataset, configuration: str, todo: Sequence[Case]) -> None:
+    """Refuse to preprocess what was imported without images."""
+    if todo and dataset.folder.is_relative_to(workspace.imported.resolve()):
+        raise InputError(
+            f"{len(todo)} of {len(dataset.cases)} cases are not preprocessed for {configuration}, and their images are "
+            f"not there: {workspace.folder} was made of what nnU-Net preprocessed",
+            next_step=f"run `umamba plan DATASET --from-nnunet FOLDER -w {workspace.folder}` with the raw dataset and "
+            "nnU-Net's preprocessed folder, or preprocess it in nnU-Net first",
+        )
+
+
 def _voxels_a_case(plans: Plans, configuration: str) -> float:
     sizes = plans.configuration(configuration).median_image_size_in_voxels
     slices = plans.original_median_shape_after_transp[: 3 - len(sizes)]
     return math.prod((*slices, *sizes))
 
 
-def _is_current(job: _Job) -> bool:
+def _is_current(job: PreprocessingJob) -> bool:
     digest = plans_digest(job.plans, job.plans.configuration(job.configuration), job.description)
     return job.store.origin(job.case.identifier) == (digest, source_state(job.case))
 
 
-def _preprocess_and_store(job: _Job) -> tuple[str, ...]:
+def preprocess_and_store(job: PreprocessingJob) -> tuple[str, ...]:
     """Preprocess one case into the store; returns what is wrong with it where it cannot be used, otherwise nothing."""
-    name = job.case.identifier
     checked = load_and_check(job.case, job.description)
     if checked.problems or checked.image is None or checked.label_map is None:
         return checked.problems
     configuration = job.plans.configuration(job.configuration)
-    case = preprocess(checked.image, checked.label_map.labels, job.plans, configuration)
+    cropped = crop_case(checked.image, checked.label_map.labels, job.plans)
+    del checked  # before the next copy is made
+    case = normalise_and_resample(cropped, job.plans, configuration)
+    del cropped
     assert case.labels is not None
-    properties = {
-        "identifier": name,
-        "digest": plans_digest(job.plans, configuration, job.description),
-        "source": source_state(job.case),
-        "shape": case.labels.shape,
-        "class_counts": np.bincount(np.maximum(case.labels, 0).ravel(), minlength=job.description.num_classes),
-        "geometry": case.geometry.to_json(),
-    }
-    job.store.write(
-        name,
+    store_case(
+        job.store,
+        job.case,
         case.image,
-        case.labels[None],
-        sample_class_voxels(case.labels, tuple(job.description.foreground), name),
-        properties,
-        patch_size=configuration.patch_size,
+        case.labels,
+        case.geometry,
+        plans=job.plans,
+        configuration=configuration,
+        description=job.description,
     )
     return ()
+
+
+def store_case(
+    store: Store,
+    case: Case,
+    image: NDArray[np.float32] | Path,
+    labels: NDArray[np.integer[Any]],
+    geometry: CaseGeometry,
+    *,
+    plans: Plans,
+    configuration: Configuration,
+    description: DatasetDescription,
+    more: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a preprocessed case into a store, with all that is noted about it.
+
+    Args:
+        store: of the configuration.
+        case: with the files that a later run shall find unchanged.
+        image: float32 (channels, z, y, x), or a `.b2nd` file that holds it; see `Store.write`.
+        labels: (z, y, x), -1 outside the nonzero mask.
+        geometry: how the case came from its image.
+        plans: of the dataset.
+        configuration: one of the plans' configurations.
+        description: of the dataset.
+        more: further properties.
+
+    Raises:
+        WorkError: the disk is full or the folder cannot be written to.
+    """
+    # Plane by plane, because bincount makes 8 bytes of every label.
+    values = max(description.known_values) + 1
+    counts = np.sum([np.bincount(np.maximum(plane, 0).ravel(), minlength=values) for plane in labels], axis=0)
+    properties = {
+        "identifier": case.identifier,
+        "digest": plans_digest(plans, configuration, description),
+        "source": source_state(case),
+        "shape": labels.shape,
+        "class_counts": counts[: description.num_classes],  # without `ignore`
+        "geometry": geometry.to_json(),
+        **(more or {}),
+    }
+    class_voxels = sample_class_voxels(labels, tuple(description.foreground), case.identifier)
+    store.write(case.identifier, image, labels[None], class_voxels, properties, patch_size=configuration.patch_size)

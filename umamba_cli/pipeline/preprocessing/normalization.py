@@ -6,6 +6,7 @@ names the plans use.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -16,6 +17,7 @@ from umamba_cli.pipeline.planning.plans import Configuration, IntensityPropertie
 Channel = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
+_PART = 1 << 18  # values worked on at once
 _SMALLEST = 1e-8  # keeps a constant image from a division by zero
 
 
@@ -24,8 +26,8 @@ def normalise(voxels: NDArray[np.float32], mask: Mask, plans: Plans, configurati
 
     Args:
         voxels: float32 (channels, z, y, x), cropped.
-        mask: (z, y, x), the nonzero mask; statistics of a channel whose `use_mask_for_norm` is set are taken inside it
-            and voxels outside stay as they are.
+        mask: (z, y, x), what is image and not blanked background; statistics of a channel whose `use_mask_for_norm` is
+            set are taken inside it and voxels outside stay as they are.
         plans: hold the foreground's intensity statistics of each channel.
         configuration: holds the scheme of each channel.
     """
@@ -36,11 +38,26 @@ def normalise(voxels: NDArray[np.float32], mask: Mask, plans: Plans, configurati
 
 def _z_score(channel: Channel, inside: Mask | None, _: IntensityProperties) -> None:
     """Mean 0 and standard deviation 1 of the case itself."""
-    where = slice(None) if inside is None else inside
-    values = channel[where]
+    values = channel if inside is None else channel[inside]
+    if values.size == 0:
+        return
     # A float32 mean is a little off, which the division would make large in a constant image.
-    constant = values.size == 0 or values.min() == values.max()
-    channel[where] = 0 if constant else (values - values.mean()) / max(values.std(), _SMALLEST)
+    if values.min() == values.max():
+        values[...] = 0
+    else:
+        mean, deviation = values.mean(), max(_standard_deviation(values), _SMALLEST)
+        values -= mean
+        values /= deviation
+    if inside is not None:
+        channel[inside] = values
+
+
+def _standard_deviation(values: Channel) -> float:
+    """That of all values, summed up in parts: numpy's own makes a copy of all of them."""
+    flat = values.reshape(-1)
+    mean = flat.mean()
+    parts = (flat[start : start + _PART] for start in range(0, flat.size, _PART))
+    return math.sqrt(sum(float(np.square(part - mean).sum(dtype=np.float64)) for part in parts) / flat.size)
 
 
 def _ct(channel: Channel, _: Mask | None, foreground: IntensityProperties) -> None:

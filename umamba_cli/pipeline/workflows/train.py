@@ -90,6 +90,7 @@ def train_fold(job: TrainingJob, *, on_progress: OnProgress = ignore_progress) -
     plans = read_plans(workspace.plans_file)
     plans.configuration(job.configuration)
     dataset = workspace.dataset()
+    dataset.description.require_plain_labels("training")
     fold = choose_fold(read_folds(workspace.splits_file), job.fold, [case.identifier for case in dataset.cases])
     compute = choose_compute(job.device, job.chosen.precision or "auto")
     run = workspace.run(job.model, job.configuration, job.fold, valid_tag(job.tag))
@@ -224,7 +225,8 @@ def _validate(
             stored = store.case(case.identifier)
             geometry = CaseGeometry.from_json(stored.properties["geometry"])
             logits = predictor.logits(stored.image[:])
-            write_label_map(target, labels_on_image_grid(logits, geometry), geometry.grid)
+            labels = labels_on_image_grid(logits, geometry, record.network_configuration)
+            write_label_map(target, labels, geometry.grid)
         assert case.label is not None
         pairs.append((case.identifier, target, case.label))
         on_progress(Progress("validate", done, len(record.val_cases), step=case.identifier))

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from umamba_cli.pipeline.data.dataset import open_dataset
+from umamba_cli.pipeline.data.dataset import DatasetDescription, open_dataset
 from umamba_cli.pipeline.data.workspace import create_workspace, open_workspace, valid_tag
 from umamba_cli.pipeline.errors import InputError
 
@@ -50,8 +50,14 @@ def test_old_files_say_modality(tmp_path: Path) -> None:
         ({"labels": {"organ": 1}}, "background"),
         ({"labels": {"background": 0, "organ": 2}}, "0 to 1"),
         ({"labels": {"background": 0}}, "at least one label"),
-        ({"labels": {"background": 0, "whole": [1, 2]}}, "regions"),
-        ({"labels": {"background": 0, "organ": 1, "ignore": 2}}, "ignore"),
+        ({"labels": {"background": 0, "whole": [1, 2], "core": 2}}, "regions_class_order"),
+        ({"labels": {"background": 0, "whole": [1, 2], "core": 2}, "regions_class_order": [1]}, "2 values"),
+        ({"labels": {"background": 0, "whole": [1, 2], "core": 2}, "regions_class_order": [1, 3]}, "labels only"),
+        ({"labels": {"background": 0, "whole": [1, 3]}, "regions_class_order": [1]}, "every value from 0 to 3"),
+        ({"labels": {"background": 0, "whole": []}}, "without any label"),
+        ({"labels": {"background": 0, "organ": 1, "ignore": 3}}, "2 as `ignore`"),
+        ({"labels": {"background": 0, "organ": 1, "ignore": 1}}, "2 as `ignore`"),
+        ({"channel_names": {"0": "CT", "2": "PET"}}, "0 to 1"),
         ({"file_ending": "nii"}, "file_ending"),
         ({"file_ending": ".mhd"}, "two files"),
         ({"channel_names": {}}, "channel_names"),
@@ -97,3 +103,27 @@ def test_tags_are_names() -> None:
     for tag in ("a/b", "..\\x", "a__b", "ü"):
         with pytest.raises(InputError, match="tag"):
             valid_tag(tag)
+
+
+def test_regions_are_sets_of_labels() -> None:
+    labels = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": 3, "ignore": 4}
+    description = DatasetDescription.model_validate(
+        {"channel_names": {"0": "MR"}, "labels": labels, "regions_class_order": [1, 2, 3], "file_ending": ".nrrd"}
+    )
+    assert description.regions == {"whole": (1, 2, 3), "core": (2, 3), "enhancing": (3,)}
+    assert description.foreground == {1: "whole", 2: "core", 3: "enhancing"}
+    assert description.known_values == (0, 1, 2, 3, 4)
+    assert description.num_classes == 4
+    with pytest.raises(InputError, match="regions"):
+        description.require_plain_labels("training")
+
+
+def test_an_ignore_label_is_no_class() -> None:
+    labels = {"background": 0, "organ": 1, "ignore": 2}
+    description = DatasetDescription.model_validate(
+        {"channel_names": {"0": "MR"}, "labels": labels, "file_ending": ".nrrd"}
+    )
+    assert (description.ignore_label, description.num_classes, description.foreground) == (2, 2, {1: "organ"})
+    assert not description.has_regions
+    with pytest.raises(InputError, match="ignore label"):
+        description.require_plain_labels("training")

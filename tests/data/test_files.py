@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from umamba_cli.pipeline.data.files import read_json, replacing, write_json
+from umamba_cli.pipeline.data.files import link_or_copy, read_json, replacing, write_json
 from umamba_cli.pipeline.errors import InputError, WorkError
 
 
@@ -57,3 +57,40 @@ def test_what_is_no_json_is_refused_with_its_name(tmp_path: Path, content: str) 
     path.write_bytes(content.encode("latin-1"))
     with pytest.raises(InputError, match=r"bad\.json"):
         read_json(path)
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_file_is_linked_or_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(18, "Invalid cross-device link")
+
+    if not links:
+        monkeypatch.setattr(Path, "hardlink_to", refuse)
+    source, target = tmp_path / "source.bin", tmp_path / "folder/target.bin"
+    source.write_bytes(b"first")
+    source.chmod(0o444)
+    for content in (b"first", b"second"):
+        if content != source.read_bytes():
+            source.unlink()
+            source.write_bytes(content)
+        for _ in range(2):
+            link_or_copy(source, target)
+            assert target.read_bytes() == content
+            assert target.samefile(source) is links
+            assert target.stat().st_mtime_ns == source.stat().st_mtime_ns
+        assert list(target.parent.iterdir()) == [target]
+
+
+def test_a_link_leaves_the_permissions_of_its_source(tmp_path: Path) -> None:
+    source = tmp_path / "source.bin"
+    source.write_bytes(b"content")
+    source.chmod(0o440)
+    link_or_copy(source, tmp_path / "target.bin")
+    assert source.stat().st_mode & 0o777 == 0o440
+
+
+def test_no_permission_to_link_into_a_folder_is_said(tmp_path: Path) -> None:
+    (tmp_path / "source.bin").write_bytes(b"content")
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(WorkError, match="cannot write"):
+        link_or_copy(tmp_path / "source.bin", tmp_path / "file/target.bin")

@@ -81,6 +81,20 @@ def _end_with(sentinel: int) -> None:
     os._exit(1)
 
 
+def prepare_workers(*modules: str) -> None:
+    """Start what worker processes come from, so that it imports what they will need while this process does the same.
+
+    Args:
+        modules: to import there; none may start threads as it is imported.
+    """
+    context = worker_context()
+    if context.get_start_method() == "forkserver":
+        from multiprocessing import forkserver
+
+        context.set_forkserver_preload(list(modules))
+        forkserver.ensure_running()
+
+
 def worker_context() -> BaseContext:
     """How worker processes are started: from a clean server process where the system has one, otherwise afresh.
 

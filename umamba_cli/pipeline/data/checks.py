@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import struct
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,12 +13,11 @@ from numpy.typing import NDArray
 
 from umamba_cli.pipeline.data.dataset import Case, Dataset, DatasetDescription
 from umamba_cli.pipeline.data.images import Image, LabelMap, UnreadableImage, read_image, read_label_map
+from umamba_cli.pipeline.data.sizes import describe_case, workers_that_fit
 from umamba_cli.pipeline.errors import InputError
 from umamba_cli.pipeline.geometry import Grid, size_text
 from umamba_cli.pipeline.parallel import for_each_case
 from umamba_cli.pipeline.progress import OnProgress, ignore_progress
-
-_NIFTI_FLOATS = {16: "f4", 64: "f8"}  # NIfTI's datatype code to numpy's
 
 _VALUES_NAMED = 8  # a phrase names as many values at most: a greyscale image taken for a label map holds hundreds
 
@@ -80,7 +77,8 @@ def check_dataset(
         dataset.cases,
         task="check",
         name=lambda case: case.identifier,
-        workers=workers,
+        describe=describe_case,
+        workers=workers or workers_that_fit(dataset.cases),
         on_progress=on_progress,
     )
     cases = zip(dataset.cases, found, strict=True)
@@ -103,7 +101,7 @@ def load_and_check(case: Case, description: DatasetDescription) -> CheckedCase:
         problems.append("no label in labelsTr")
     else:
         try:
-            label_map = read_label_map(case.label)
+            label_map = read_label_map(case.label, image.grid if image else None)
         except UnreadableImage as error:
             problems.append(error.problem)
     if image is not None:
@@ -111,7 +109,7 @@ def load_and_check(case: Case, description: DatasetDescription) -> CheckedCase:
     if image is not None and label_map is not None:
         problems += grid_problems("image", image.grid, "label", label_map.grid)
     if label_map is not None:
-        problems += label_problems("label", label_map.labels, description.labels.values(), path=case.label)
+        problems += label_problems("label", label_map.labels, description.known_values)
     return CheckedCase(case, image, label_map, tuple(problems))
 
 
@@ -122,18 +120,15 @@ def grid_problems(first_name: str, first: Grid, second_name: str, second: Grid) 
     return [f"{first_name} and {second_name} differ: {difference}" for difference in first.differences(second)]
 
 
-def label_problems(
-    name: str, labels: NDArray[Any], known: Collection[int] | None, *, path: Path | None = None
-) -> list[str]:
+def label_problems(name: str, labels: NDArray[Any], known: Collection[int] | None) -> list[str]:
     """Phrases for values of a label map that are no labels.
 
     Args:
         name: what the phrases call the label map.
         labels: of any shape and type.
         known: the values that dataset.json knows; None where there is none: any whole number from 0 is a label then.
-        path: its file, looked into for voxels that are not finite, where the reader hides them.
     """
-    problems = not_finite_problems(name, labels, [path] if path else [])
+    problems = not_finite_problems(name, labels)
     values = label_values(labels)
     values = values[np.isfinite(values)]
     whole = values == np.round(values)
@@ -185,9 +180,7 @@ def _read_images(paths: Sequence[Path]) -> tuple[Image | None, list[str]]:
 
 
 def _image_problems(image: Image, case: Case, description: DatasetDescription) -> list[str]:
-    return _channel_problems(len(image.voxels), case, description) + not_finite_problems(
-        "image", image.voxels, case.images
-    )
+    return _channel_problems(len(image.voxels), case, description) + not_finite_problems("image", image.voxels)
 
 
 def _channel_problems(held: int, case: Case, description: DatasetDescription) -> list[str]:
@@ -202,38 +195,12 @@ def _channel_problems(held: int, case: Case, description: DatasetDescription) ->
     return [f"image holds {held} channel{'' if held == 1 else 's'}, dataset.json knows {wanted}"]
 
 
-def not_finite_problems(name: str, voxels: NDArray[Any], paths: Sequence[Path]) -> list[str]:
-    """A phrase where voxels, or those of the NIfTI files that they were read from, are not finite."""
+def not_finite_problems(name: str, voxels: NDArray[Any]) -> list[str]:
+    """A phrase where voxels are not finite."""
+    if not np.issubdtype(voxels.dtype, np.floating) or (np.isfinite(voxels.min()) and np.isfinite(voxels.max())):
+        return []  # without a mask as large as the image
     bad = voxels.size - int(np.count_nonzero(np.isfinite(voxels)))
-    bad += sum(_not_finite_in_nifti(path) for path in paths)
-    return [f"{name} has {bad} of {voxels.size} voxels that are not finite"] if bad else []
-
-
-def _not_finite_in_nifti(path: Path) -> int:
-    """Voxels in a NIfTI file that are not finite; 0 for other files.
-
-    ITK's NIfTI reader silently makes them 0, so that the array that was read cannot tell.
-    Source: the NIfTI-1 and NIfTI-2 headers, https://nifti.nimh.nih.gov.
-    """
-    if not path.name.lower().endswith((".nii", ".nii.gz")):
-        return 0
-    with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
-        header = file.read(544)
-        order = next((o for o in "<>" if header[:4] in (struct.pack(o + "i", 348), struct.pack(o + "i", 540))), "")
-        if not order:
-            return 0  # an ancestor of NIfTI that ITK reads too
-        is_nifti_1 = header[:4] == struct.pack(order + "i", 348)
-        kind = struct.unpack_from(order + "h", header, 70 if is_nifti_1 else 12)[0]
-        start = int(struct.unpack_from(order + ("f" if is_nifti_1 else "q"), header, 108 if is_nifti_1 else 168)[0])
-        if kind not in _NIFTI_FLOATS:
-            return 0
-        number = np.dtype(order + _NIFTI_FLOATS[kind])
-        file.seek(start)
-        bad = 0
-        while block := file.read(1 << 24):
-            values = np.frombuffer(block, dtype=number, count=len(block) // number.itemsize)
-            bad += values.size - int(np.count_nonzero(np.isfinite(values)))
-        return bad
+    return [f"{name} has {bad} of {voxels.size} voxels that are not finite"]
 
 
 def _listing(values: Sequence[Any] | NDArray[Any]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,8 @@ from umamba_cli.pipeline.errors import InputError
 BACKGROUND = "background"
 IGNORE = "ignore"
 
+Labels = Mapping[str, "int | tuple[int, ...]"]
+
 
 class DatasetDescription(pydantic.BaseModel):
     """`dataset.json`. Keys that are not used here are kept."""
@@ -27,13 +29,17 @@ class DatasetDescription(pydantic.BaseModel):
     )
     """Channel index to name; the name decides the normalisation (`CT`, ...)."""
 
-    labels: dict[str, int]
-    """Label name to value; `background` is 0."""
+    labels: dict[str, int | tuple[int, ...]]
+    """Label name to value; `background` is 0. A list of values makes a region, several labels taken together; `ignore`
+    marks voxels that nobody annotated."""
 
     file_ending: str = pydantic.Field(pattern=r"^\.[A-Za-z0-9.]+$")
     """`.nii.gz`, `.png`, ..."""
 
     name: str = ""
+
+    regions_class_order: tuple[int, ...] | None = None
+    """With regions: the value that each of them writes into a label map, one after the other, the last one on top."""
 
     @pydantic.field_validator("file_ending")
     @classmethod
@@ -42,42 +48,121 @@ class DatasetDescription(pydantic.BaseModel):
             raise ValueError("images in two files (header and voxels) cannot be used, convert them to .nii.gz or .mha")
         return ending
 
-    @pydantic.field_validator("labels", mode="before")
+    @pydantic.field_validator("channel_names")
     @classmethod
-    def _labels_are_plain(cls, labels: object) -> object:
-        if not isinstance(labels, dict):
-            return labels
-        if any(isinstance(value, list | tuple) for value in labels.values()):
-            raise ValueError("regions (a label that is a list) cannot be trained yet, give each label one number")
-        if IGNORE in labels:
-            raise ValueError("an ignore label cannot be trained yet")
-        return labels
+    def _channels_are_counted(cls, names: dict[str, str]) -> dict[str, str]:
+        if set(names) != {str(index) for index in range(len(names))}:
+            raise ValueError(f"must have the keys 0 to {len(names) - 1}, one for each channel")
+        return names
 
     @pydantic.field_validator("labels")
     @classmethod
-    def _labels_are_consecutive(cls, labels: dict[str, int]) -> dict[str, int]:
+    def _labels_are_consecutive(cls, labels: dict[str, int | tuple[int, ...]]) -> dict[str, int | tuple[int, ...]]:
         if labels.get(BACKGROUND) != 0:
             raise ValueError("must have a label `background` that is 0")
-        if sorted(labels.values()) != list(range(len(labels))):
-            raise ValueError(f"must be 0 to {len(labels) - 1}, each once")
-        if len(labels) < 2:
+        if any(value == () for value in labels.values()):
+            raise ValueError("must not have a region without any label")
+        each = [single for name, value in labels.items() if name != IGNORE for single in _as_tuple(value)]
+        values = sorted(set(each))
+        if not _has_regions(labels) and sorted(each) != list(range(len(each))):
+            raise ValueError(f"must be 0 to {len(each) - 1}, each once")
+        if values != list(range(len(values))):
+            raise ValueError(f"must hold every value from 0 to {max(values)}, has {', '.join(map(str, values))}")
+        if len(values) < 2:
             raise ValueError("must have at least one label besides the background")
+        if IGNORE in labels and labels[IGNORE] != len(values):
+            raise ValueError(f"must have {len(values)} as `ignore`, one more than the highest label")
         return labels
+
+    @pydantic.field_validator("regions_class_order")
+    @classmethod
+    def _as_many_as_regions(
+        cls, order: tuple[int, ...] | None, info: pydantic.ValidationInfo
+    ) -> tuple[int, ...] | None:
+        labels = info.data.get("labels")
+        if labels is None or not _has_regions(labels):
+            return order
+        regions, values = _regions(labels), set(_values(labels))
+        if order is not None and len(order) != len(regions):
+            raise ValueError(f"must have {len(regions)} values, one for each of {', '.join(regions)}")
+        if order is not None and not set(order) <= values:
+            raise ValueError(f"must hold labels only: {', '.join(map(str, sorted(values)))}")
+        return order
+
+    @pydantic.model_validator(mode="after")
+    def _regions_have_an_order(self) -> DatasetDescription:
+        if self.has_regions and self.regions_class_order is None:
+            raise ValueError("must have regions_class_order, a value for each region, because labels holds regions")
+        return self
+
+    @property
+    def has_regions(self) -> bool:
+        """True where a label is a list of several values."""
+        return _has_regions(self.labels)
+
+    @property
+    def ignore_label(self) -> int | None:
+        """The value of voxels that nobody annotated, where there is one."""
+        value = self.labels.get(IGNORE)
+        return value if isinstance(value, int) else None
+
+    @property
+    def regions(self) -> dict[str, tuple[int, ...]]:
+        """What is to be told apart, without the background: name to the values that make it, in their order."""
+        return _regions(self.labels)
+
+    @property
+    def known_values(self) -> tuple[int, ...]:
+        """Every value that a label map may hold, `ignore` included."""
+        return _values(self.labels) if self.ignore_label is None else (*_values(self.labels), self.ignore_label)
 
     @cached_property
     def foreground(self) -> dict[int, str]:
-        """Label value to name, without the background, by value."""
-        return {value: name for name, value in sorted(self.labels.items(), key=lambda item: item[1]) if value != 0}
+        """Label value to name, without background and `ignore`, by value; within regions the smallest one's name."""
+        smallest_last = sorted(self.regions.items(), key=lambda item: -len(item[1]))
+        names = {value: name for name, values in smallest_last for value in values}
+        return dict(sorted(names.items()))
 
     @property
     def num_classes(self) -> int:
-        """Labels including the background."""
-        return len(self.labels)
+        """Values of a label map, the background included, `ignore` not."""
+        return len(_values(self.labels))
+
+    def require_plain_labels(self, what: str) -> None:
+        """Refuse regions and an ignore label for work that cannot heed them.
+
+        Raises:
+            InputError: there are some; `what` names the work.
+        """
+        kind = "regions" if self.has_regions else "an ignore label" if self.ignore_label is not None else None
+        if kind:
+            raise InputError(
+                f"dataset.json has {kind}, which {what} cannot use yet",
+                next_step="give each label a number of its own, and label every voxel",
+            )
 
     @property
     def num_channels(self) -> int:
         """Channels of an image."""
         return len(self.channel_names)
+
+
+def _as_tuple(value: int | tuple[int, ...]) -> tuple[int, ...]:
+    return (value,) if isinstance(value, int) else value
+
+
+def _has_regions(labels: Labels) -> bool:
+    return any(len(_as_tuple(value)) > 1 for value in labels.values())
+
+
+def _regions(labels: Labels) -> dict[str, tuple[int, ...]]:
+    named = {name: _as_tuple(value) for name, value in labels.items() if name != IGNORE}
+    return {name: values for name, values in named.items() if set(values) != {0}}
+
+
+def _values(labels: Labels) -> tuple[int, ...]:
+    """Every value from the background up, `ignore` left out."""
+    return tuple(sorted({0}.union(*_regions(labels).values())))
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -64,6 +65,33 @@ def _cannot_write(path: Path, error: OSError) -> WorkError:
         f"cannot write {path}: {error.strerror or error}",
         next_step="make room or get write permission there, then run the same command again",
     )
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Make `target` the same file as `source`: a hard link where the file system allows it, otherwise a copy.
+
+    A copy keeps the time of change, and one that is there already is left alone. As a link shares its content, neither
+    file may be written to in place afterwards; `replacing` does not.
+
+    Raises:
+        WorkError: the folder cannot be written to, or the disk is full.
+    """
+    source = source.resolve()
+    state = source.stat()
+    if target.exists():
+        there = target.stat()
+        if target.samefile(source) or (there.st_size, there.st_mtime_ns) == (state.st_size, state.st_mtime_ns):
+            return
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".partial-", dir=target.parent) as folder:
+            link = Path(folder) / target.name
+            link.hardlink_to(source)
+            link.replace(target)
+    except OSError:  # another disk, another owner, or a file system without links; if copying fails too, that is said
+        with replacing(target) as temporary:
+            shutil.copyfile(source, temporary)
+            os.utime(temporary, ns=(state.st_atime_ns, state.st_mtime_ns))
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,7 +1,7 @@
 """Reading and writing images and label maps.
 
-NIfTI, MHA, NRRD and whatever else SimpleITK knows; PNG, BMP and TIFF through imageio. Arrays are (channels, z, y, x)
-and (z, y, x); a 2D file gets a z axis of one voxel.
+NIfTI, MHA, NRRD and whatever else SimpleITK knows; PNG and BMP through imageio, TIFF through tifffile. Arrays are
+(channels, z, y, x) and (z, y, x); a 2D file gets a z axis of one voxel.
 """
 
 from __future__ import annotations
@@ -10,19 +10,20 @@ import gzip
 import warnings
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from umamba_cli.pipeline.data import itk, nifti, tiff
 from umamba_cli.pipeline.data.files import replacing
 from umamba_cli.pipeline.errors import InputError
-from umamba_cli.pipeline.geometry import FLAT_SPACING_MM, Grid
+from umamba_cli.pipeline.geometry import FLAT_SPACING_MM, Grid, numbers_text
 
-PICTURE_ENDINGS = (".png", ".bmp", ".tif", ".tiff", ".jpg", ".jpeg")
-"""Files that are pictures: pixels and colours, no spacing."""
+PICTURE_ENDINGS = (".png", ".bmp", ".jpg", ".jpeg")
+"""Files that are pictures: pixels and colours, no spacing. TIFF files can be pictures or volumes."""
 
 
 @dataclass(frozen=True)
@@ -62,30 +63,49 @@ def read_image(paths: Sequence[Path]) -> Image:
     Raises:
         UnreadableImage: a file cannot be read, or the channels lie on different grids.
     """
-    parts = [_read_channels(path) for path in paths]
-    grid = parts[0][1]
-    for path, (_, other) in zip(paths[1:], parts[1:], strict=True):
-        if differences := grid.differences(other):
+    first, grid = _read_channels(paths[0])
+    if len(paths) == 1:
+        return Image(_as_float32(first), grid)
+    voxels = np.empty((len(first) * len(paths), *grid.shape), dtype=np.float32)
+    voxels[: len(first)] = _as_float32(first)
+    for index, path in enumerate(paths[1:], start=1):
+        channels, other = _read_channels(path)
+        differences = grid.differences(other)
+        if len(channels) != len(first):
+            differences = [f"they hold {len(first)} and {len(channels)} channels"]
+        if differences:
             raise UnreadableImage(
                 f"{paths[0].name} and {path.name} do not fit together: {'; '.join(differences)}",
                 next_step="resample the channels of this case onto one grid",
             )
-    voxels = np.concatenate([channels for channels, _ in parts])
-    return Image(voxels.astype(np.float32, copy=False), grid)
+        voxels[index * len(first) : (index + 1) * len(first)] = _as_float32(channels)
+    return Image(voxels, grid)
 
 
-def read_label_map(path: Path) -> LabelMap:
+def _as_float32(channels: NDArray[Any]) -> NDArray[np.float32]:
+    with np.errstate(over="ignore"):  # what becomes infinite is for the checks to say
+        return channels.astype(np.float32, copy=False)
+
+
+def read_label_map(path: Path, image: Grid | None = None) -> LabelMap:
     """Read a label map.
+
+    Args:
+        path: the file.
+        image: grid of its image; a TIFF volume without a spacing of its own takes this one's, and a single page is a
+            volume where the image is one.
 
     Raises:
         UnreadableImage: the file cannot be read, or holds more than one channel.
     """
-    channels, grid = _read_channels(path)
+    channels, grid = _read_channels(path, is_volume=image is not None and not image.is_2d_file)
     if len(channels) > 1 and not (channels == channels[:1]).all():
         raise UnreadableImage(
             f"{path.name} has {len(channels)} different channels, a label map has one",
             next_step="store the labels as one number a pixel, not as colours",
         )
+    if image is not None and file_ending(path) in tiff.ENDINGS and not tiff.spacing_file(path).is_file():
+        grid = replace(grid, spacing_mm=image.spacing_mm)
     return LabelMap(channels[0], grid)
 
 
@@ -112,8 +132,14 @@ def write_volume(path: Path, voxels: NDArray[np.float32], grid: Grid) -> None:
 
 
 def _write(path: Path, array: NDArray[Any], grid: Grid) -> None:
+    ending = file_ending(path)
+    if ending in tiff.ENDINGS and not grid.is_2d_file:
+        tiff.write_spacing(path, grid.spacing_mm)
     with replacing(path) as temporary:
-        if file_ending(path) in PICTURE_ENDINGS:
+        if ending in tiff.ENDINGS and not grid.is_2d_file:
+            tiff.write_volume(temporary, array)
+            return
+        if ending in (*PICTURE_ENDINGS, *tiff.ENDINGS):
             import imageio.v3 as imageio
 
             imageio.imwrite(temporary, array[0])
@@ -128,29 +154,44 @@ def _write(path: Path, array: NDArray[Any], grid: Grid) -> None:
         try:
             sitk.WriteImage(image, str(temporary), useCompression=True)
         except RuntimeError as error:  # SimpleITK wraps "no space left" and the like in its own exception
-            raise OSError(_last_line(error)) from error
+            raise OSError(itk.reason(error)) from error
 
 
-def _read_channels(path: Path) -> tuple[NDArray[Any], Grid]:
-    """Voxels (channels, z, y, x) in the file's own type, and the grid."""
+def _read_channels(path: Path, *, is_volume: bool = False) -> tuple[NDArray[Any], Grid]:
+    """Voxels (channels, z, y, x) in the file's own type, and the grid; see `tiff.read_pixels` for `is_volume`."""
     if not path.is_file():
-        raise UnreadableImage(f"{path} does not exist", next_step="check the path")
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise UnreadableImage(f"{path} {what}", next_step="check the path")
     if path.stat().st_size == 0:
         raise UnreadableImage(f"{path.name} is empty (0 bytes)", next_step="copy the file again from its source")
-    if file_ending(path) in PICTURE_ENDINGS:
-        return _read_picture(path)
     try:
         str(path).encode()
     except UnicodeEncodeError as error:
         raise UnreadableImage(f"{path.name!a} has a name that is not in UTF-8", next_step="rename the file") from error
-    return _read_with_simpleitk(path)
+    ending = file_ending(path)
+    if ending in tiff.ENDINGS:
+        channels, grid = _read_tiff(path, is_volume)
+    elif ending in PICTURE_ENDINGS:
+        channels, grid = _read_picture(path)
+    else:
+        channels, grid = _read_with_simpleitk(path)
+    if channels.dtype.kind not in "biuf":
+        raise UnreadableImage(f"{path.name} holds no real numbers", next_step="convert it to real numbers")
+    numbers = np.array([*grid.spacing_mm, *grid.origin_mm, *grid.direction])
+    if min(grid.spacing_mm) <= 0 or not np.isfinite(numbers).all():
+        raise UnreadableImage(
+            f"{path.name} has a spacing of {numbers_text(grid.spacing_mm)} mm (z, y, x) and its origin at "
+            f"{numbers_text(grid.origin_mm)} mm (x, y, z), which cannot be",
+            next_step="correct its header",
+        )
+    return channels.astype(np.uint8) if channels.dtype == bool else channels, grid
 
 
 def _read_picture(path: Path) -> tuple[NDArray[Any], Grid]:
     import imageio.v3 as imageio
 
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), itk.messages_hidden():
             warnings.simplefilter("error")  # Pillow only warns about truncated or absurdly large files
             pixels = np.asarray(imageio.imread(path))
     except Exception as error:  # each of imageio's plugins raises exceptions of its own
@@ -161,65 +202,62 @@ def _read_picture(path: Path) -> tuple[NDArray[Any], Grid]:
         raise UnreadableImage(
             f"{path.name} has {pixels.ndim - 1} axes, a picture has two", next_step="split it into 2D files"
         )
-    if pixels.dtype == bool:
-        pixels = pixels.astype(np.uint8)
-    channels = np.moveaxis(pixels, -1, 0)[:, None]
-    grid = Grid((1, *pixels.shape[:2]), (FLAT_SPACING_MM, 1.0, 1.0), (0.0, 0.0), (1.0, 0.0, 0.0, 1.0))
-    return channels, grid
+    return _picture(np.moveaxis(pixels, -1, 0))
+
+
+def _picture(channels: NDArray[Any]) -> tuple[NDArray[Any], Grid]:
+    """Pixels (channels, y, x) as those of a slice, and the grid of a picture."""
+    grid = Grid((1, *channels.shape[1:]), (FLAT_SPACING_MM, 1.0, 1.0), (0.0, 0.0), (1.0, 0.0, 0.0, 1.0))
+    return channels[:, None], grid
+
+
+def _read_tiff(path: Path, is_volume: bool) -> tuple[NDArray[Any], Grid]:
+    try:
+        with warnings.catch_warnings(), itk.messages_hidden():
+            warnings.simplefilter("error")
+            pixels = tiff.read_pixels(path, is_volume=is_volume)
+    except Exception as error:  # as above
+        raise _unreadable(path, error) from error
+    if pixels.ndim == 3:
+        return _picture(pixels)
+    try:
+        spacing = tiff.read_spacing(path)
+    except InputError as error:
+        raise UnreadableImage(error.problem, next_step=error.next_step) from error
+    identity = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
+    return pixels, Grid(pixels.shape[1:], spacing or (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), identity)
 
 
 def _read_with_simpleitk(path: Path) -> tuple[NDArray[Any], Grid]:
-    import SimpleITK as sitk
-
-    _check_gzip(path)
     try:
-        image = sitk.ReadImage(str(path))
-    except RuntimeError as error:
+        if path.suffix.lower() == ".gz":
+            with gzip.open(path) as file:
+                file.read(1)  # says more about a file that is not what its name says than ITK does
+        reader = itk.read_header(path)
+        size, components = reader.GetSize(), reader.GetNumberOfComponents()
+        axes = 3 if set(size[3:]) == {1} else len(size)  # one step of time is no axis
+        if axes not in (2, 3):
+            raise UnreadableImage(
+                f"{path.name} has {axes} axes {tuple(reversed(size))}, two or three can be used",
+                next_step="split it into one 3D file for each channel (CASE_0000, CASE_0001, ...)",
+            )
+        shape = size[axes - 1 :: -1]
+        if path.name.lower().endswith(nifti.ENDINGS):
+            array = nifti.read_voxels(path, (components, *shape))
+        else:
+            array = itk.read_voxels(reader).reshape(*shape, components)
+            array = np.moveaxis(array, -1, 0)
+    except (RuntimeError, EOFError, OSError, ValueError, zlib.error) as error:
         raise _unreadable(path, error) from error
-    _check_size(path, image)
-    array = sitk.GetArrayFromImage(image)
-    axes = image.GetDimension()
-    if axes not in (2, 3):
-        raise UnreadableImage(
-            f"{path.name} has {axes} axes {tuple(reversed(image.GetSize()))}, two or three can be used",
-            next_step="split it into one 3D file for each channel (CASE_0000, CASE_0001, ...)",
-        )
-    array = np.moveaxis(array, -1, 0) if image.GetNumberOfComponentsPerPixel() > 1 else array[None]
-    spacing = tuple(reversed(image.GetSpacing()))
+    spacing = reader.GetSpacing()[axes - 1 :: -1]
     if axes == 2:
         array, spacing = array[:, None], (FLAT_SPACING_MM * max(spacing), *spacing)
-    return array, Grid(array.shape[1:], spacing, tuple(image.GetOrigin()), tuple(image.GetDirection()))
-
-
-def _check_size(path: Path, image: Any) -> None:
-    # What is missing from an uncompressed NIfTI is filled with zeros, too, and there is no checksum.
-    if path.suffix.lower() != ".nii" or not image.HasMetaDataKey("bitpix"):
-        return
-    needed = image.GetNumberOfPixels() * int(image.GetMetaData("bitpix")) // 8
-    if path.stat().st_size < needed:
-        raise _unreadable(path, EOFError(f"{path.stat().st_size} bytes are there, {needed} are needed"))
-
-
-def _check_gzip(path: Path) -> None:
-    # ITK's NIfTI reader fills what is missing from a truncated .nii.gz with zeros and only prints a warning. The gzip
-    # trailer holds a checksum; reading to the end verifies it.
-    if not path.name.lower().endswith(".gz"):
-        return
-    try:
-        with gzip.open(path) as file:
-            while file.read(1 << 22):
-                pass
-    except (EOFError, zlib.error, OSError) as error:
-        raise _unreadable(path, error) from error
+    directions = np.array(reader.GetDirection()).reshape(len(size), len(size))[:axes, :axes] + 0.0  # no -0
+    return array, Grid(array.shape[1:], spacing, reader.GetOrigin()[:axes], tuple(directions.ravel().tolist()))
 
 
 def _unreadable(path: Path, error: Exception) -> UnreadableImage:
     return UnreadableImage(
-        f"{path.name} cannot be read as an image: {_last_line(error)}",
+        f"{path.name} cannot be read as an image: {itk.reason(error)}",
         next_step="copy the file again from its source, or convert it",
     )
-
-
-def _last_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
-    return lines[-1].removeprefix("ITK ERROR: ") if lines else type(error).__name__

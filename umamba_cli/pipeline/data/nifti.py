@@ -24,11 +24,15 @@ ENDINGS = (".nii", ".nii.gz")
 _TYPES = {
     2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8",
 }  # fmt: skip
-"""NIfTI's datatype code to numpy's; colours, complex and long double numbers are left to ITK."""
+"""NIfTI's datatype code to numpy's; complex and long double numbers are none that can be used."""
+
+_COLOURS = {128: 3, 2304: 4}
+"""NIfTI's datatype code to the colours of a voxel, a byte each."""
 
 HEADER_BYTES = 348
 _AT_ONCE = 1 << 20
 _MOST_HEADER = 1 << 26  # one that is said to be longer, its extensions counted, is damaged
+_DEFLATED = 1032  # bytes that one byte of a gzip file stands for, at most
 
 _MAGIC_AT, SIZES_AT, _DATATYPE_AT, _START_AT = 344, 40, 70, 108
 """Where in the header stands what is used here."""
@@ -47,6 +51,9 @@ class Header:
 
     kind: np.dtype[Any] | None
     """Of the numbers stored, in the file's byte order; None for colours and complex numbers."""
+
+    colours: int
+    """Bytes of a voxel that are colours; 0 where it is a number."""
 
     start: int
     """The byte that voxels begin at."""
@@ -79,41 +86,56 @@ def parse_header(content: bytes) -> Header:
     if not HEADER_BYTES <= start <= _MOST_HEADER:
         raise ValueError(f"its header says that the voxels begin at byte {start:g}")
     kind = np.dtype(order + _TYPES[code]) if code in _TYPES else None
-    return Header(order, axes, sizes, kind, int(start), slope, intercept)
+    return Header(order, axes, sizes, kind, _COLOURS.get(code, 0), int(start), slope, intercept)
 
 
-def read_voxels(path: Path, shape: Sequence[int]) -> NDArray[Any] | None:
+def read_voxels(path: Path, shape: Sequence[int]) -> NDArray[Any]:
     """All voxels of a `.nii` or `.nii.gz` file, to its last byte, so that a checksum is verified.
 
     Args:
         path: the file.
-        shape: its size, slowest axis first, as ITK read it from the header.
+        shape: components of a voxel, then its size, slowest axis first, as ITK read them from the header.
 
     Returns:
-        The array in the file's own type and native byte order, float32 (float64 from float64) where a scale applies;
-        None where this reader does not know the kind of file.
+        An array of that shape in the file's own type and native byte order, float32 (float64 from float64) where a
+        scale applies.
 
     Raises:
+        ValueError: it is no NIfTI-1 file, or its voxels are neither numbers nor colours.
         EOFError: the file ends before its last voxel.
         OSError, zlib.error: it cannot be read or decompressed.
     """
     with cast("IO[bytes]", gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb")) as file:
-        try:
-            header = parse_header(file.read(HEADER_BYTES))
-        except ValueError:
-            return None
-        if header.kind is None:
-            return None
+        header = parse_header(file.read(HEADER_BYTES))
+        kind = np.dtype("u1") if header.colours else header.kind
+        count = math.prod(shape)
+        if kind is None:
+            raise ValueError("its voxels are no real numbers")
+        if count != math.prod(header.sizes) * max(header.colours, 1):
+            raise ValueError(f"its header names {header.sizes} voxels, {tuple(shape)} are expected")
+        if header.start + count * kind.itemsize > _most_bytes(path):  # before the memory for them is asked for
+            raise EOFError(f"the file is too short for {count * kind.itemsize} bytes of voxels")
         _skip(file, header.start - HEADER_BYTES)
-        numbers = np.empty(math.prod(shape), dtype=header.kind)
+        numbers = np.empty(count, dtype=kind)
         _fill(file, numbers.data.cast("B"))
         while file.read(_AT_ONCE):  # to the end, where gzip keeps its checksum
             pass
-    numbers = numbers.astype(header.kind.newbyteorder("="), copy=False)
-    if header.is_scaled:
-        kind = np.float64 if header.kind.itemsize == 8 and header.kind.kind == "f" else np.float32
-        numbers = (numbers * np.float64(header.slope) + header.intercept).astype(kind)
-    return numbers.reshape(shape)
+    if header.colours:  # stored voxel by voxel; components that are numbers are stored one volume after the other
+        return np.moveaxis(numbers.reshape(*shape[1:], shape[0]), -1, 0)
+    return _scaled(numbers.astype(kind.newbyteorder("="), copy=False), header).reshape(shape)
+
+
+def _scaled(numbers: NDArray[Any], header: Header) -> NDArray[Any]:
+    if not header.is_scaled:
+        return numbers
+    with np.errstate(over="ignore"):  # what becomes infinite is for the checks to say
+        values = numbers * np.float64(header.slope) + header.intercept
+        return values.astype(np.float64 if numbers.dtype == np.float64 else np.float32)
+
+
+def _most_bytes(path: Path) -> int:
+    size = path.stat().st_size
+    return size * _DEFLATED if path.suffix.lower() == ".gz" else size
 
 
 def _skip(file: IO[bytes], count: int) -> None:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from umamba_cli.pipeline.data import itk
 from umamba_cli.pipeline.data.dataset import Case
 from umamba_cli.pipeline.geometry import Shape, size_text
 from umamba_cli.pipeline.resources import default_workers
@@ -49,17 +50,13 @@ def workers_that_fit(cases: Sequence[Case], *, growth: float = 1.0) -> int:
 
 
 def _file_bytes(case: Case) -> int:
-    return sum(path.stat().st_size for path in case.images)
+    return sum(path.stat().st_size for path in case.images if path.is_file())
 
 
 def _header(path: Path) -> tuple[int, ...] | None:
     """Components a voxel, then voxels along z, y, x (or y, x)."""
-    import SimpleITK as sitk
-
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
     try:
-        reader.ReadImageInformation()
-    except RuntimeError:
+        reader = itk.read_header(path)
+    except (RuntimeError, ValueError):
         return None
     return (reader.GetNumberOfComponents(), *reversed(reader.GetSize()))

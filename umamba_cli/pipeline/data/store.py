@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from umamba_cli.pipeline.data.files import read_json, replacing, write_json
+from umamba_cli.pipeline.data.files import link_or_copy, read_json, replacing, write_json
 from umamba_cli.pipeline.errors import InputError
 from umamba_cli.pipeline.geometry import Shape
 
@@ -97,7 +97,7 @@ class Store:
     def write(
         self,
         identifier: str,
-        image: NDArray[np.float32],
+        image: NDArray[np.float32] | Path,
         labels: NDArray[np.integer[Any]],
         class_voxels: Mapping[int, NDArray[np.int64]],
         properties: Mapping[str, Any],
@@ -108,7 +108,7 @@ class Store:
 
         Args:
             identifier: the case.
-            image: float32 (channels, z, y, x).
+            image: float32 (channels, z, y, x), or a `.b2nd` file that holds such an array; it is linked.
             labels: (1, z, y, x), -1 outside the nonzero mask.
             class_voxels: raveled indices of some voxels of each class.
             properties: what the JSON file shall hold.
@@ -119,7 +119,8 @@ class Store:
         """
         done = self.folder / f"{identifier}.json"
         done.unlink(missing_ok=True)
-        _save(self.folder / f"{identifier}.b2nd", image, patch_size, {})
+        target = self.folder / f"{identifier}.b2nd"
+        link_or_copy(image, target) if isinstance(image, Path) else _save(target, image, patch_size, {})
         metadata = {f"class_{label}": indices.tobytes() for label, indices in class_voxels.items()}
         kind = np.int8 if labels.max(initial=0) < 128 else np.int16
         _save(self.folder / f"{identifier}_seg.b2nd", labels.astype(kind), patch_size, metadata)
@@ -153,7 +154,7 @@ def _save(path: Path, array: NDArray[Any], patch_size: Sequence[int], metadata: 
                 urlpath=str(temporary),
                 chunks=chunks,
                 blocks=block_shape(chunks, array.dtype.itemsize),
-                cparams={"codec": blosc2.Codec.ZSTD, "clevel": 5, "nthreads": 1},
+                cparams={"codec": blosc2.Codec.ZSTD, "clevel": 1, "nthreads": 1},
             )
             for name, content in metadata.items():
                 stored.schunk.vlmeta[name] = content

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from umamba_cli.pipeline.data.dataset import Dataset, open_dataset
-from umamba_cli.pipeline.data.files import read_json, write_json
+from umamba_cli.pipeline.data.files import read_json, write_json, write_text
 from umamba_cli.pipeline.errors import InputError
 
 WORKSPACE_FORMAT = 1
@@ -51,6 +51,11 @@ class Workspace:
         return self.folder / "splits.json"
 
     @property
+    def imported(self) -> Path:
+        """Datasets without images, made of what another program preprocessed; see `interop`."""
+        return self.folder / "imported"
+
+    @property
     def logs(self) -> Path:
         """One log file a command."""
         return self.folder / "logs"
@@ -59,6 +64,16 @@ class Workspace:
     def runs(self) -> Path:
         """One folder a model and configuration, one below it a fold."""
         return self.folder / "runs"
+
+    def set_plans_aside(self, text: str) -> bool:
+        """Keep the plans.json that is there, where it is another text than the one to come; say whether it was."""
+        if not self.plans_file.exists():
+            return False
+        previous = self.plans_file.read_text(encoding="utf-8")
+        if previous == text:
+            return False
+        write_text(self.previous_plans_file, previous)
+        return True
 
     def preprocessed(self, configuration: str) -> Path:
         """The preprocessed store of a configuration."""

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import umamba_cli
+from umamba_cli.pipeline.data import tiff
 from umamba_cli.pipeline.data.checks import grid_problems, label_problems, label_values
 from umamba_cli.pipeline.data.dataset import DatasetDescription
 from umamba_cli.pipeline.data.files import write_json
 from umamba_cli.pipeline.data.images import PICTURE_ENDINGS, LabelMap, UnreadableImage, file_ending, read_label_map
 from umamba_cli.pipeline.errors import InputError
 from umamba_cli.pipeline.evaluation.metrics import OverlapMetrics, overlap
+from umamba_cli.pipeline.geometry import Grid
 from umamba_cli.pipeline.parallel import for_each_case
 from umamba_cli.pipeline.progress import OnProgress, ignore_progress
 
@@ -150,6 +152,8 @@ def evaluate_folders(
         InputError: a folder holds no label map, a prediction has no reference, or label maps cannot be read, lie on
             another grid than their reference or hold unknown labels; every such case is listed.
     """
+    if description:
+        description.require_plain_labels("evaluate")
     ending = description.file_ending if description else None
     predicted = find_label_maps(predictions, ending)
     wanted = find_label_maps(references, ending)
@@ -223,8 +227,9 @@ def evaluate_case(
     """
     known = None if labels is None else [0, *labels]
     problems: list[str] = []
-    wanted = _read("reference", reference, known, problems)
-    predicted = wanted if prediction is None else _read("prediction", prediction, known, problems)
+    predicted = _read("prediction", prediction, known, problems) if prediction is not None else None
+    wanted = _read("reference", reference, known, problems, predicted.grid if predicted else None)
+    predicted = wanted if prediction is None else predicted
     if predicted is not None and wanted is not None:
         problems += grid_problems("prediction", predicted.grid, "reference", wanted.grid)
     if problems or predicted is None or wanted is None:
@@ -257,7 +262,7 @@ def find_label_maps(folder: Path, ending: str | None = None) -> dict[str, Path]:
     files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
     by_ending = [path for path in files if ending and path.name.endswith(ending)]
     volumes = [path for path in files if file_ending(path) in VOLUME_ENDINGS]
-    pictures = [path for path in files if file_ending(path) in PICTURE_ENDINGS]
+    pictures = [path for path in files if file_ending(path) in (*PICTURE_ENDINGS, *tiff.ENDINGS)]
     found: dict[str, Path] = {}
     for path in by_ending or volumes or pictures:
         name = path.name[: -len(file_ending(path, ending))]
@@ -315,14 +320,16 @@ def _metrics_or_problem(pair: Pair, labels: Sequence[int] | None) -> CaseMetrics
         return f"{pair[0]}: {error.problem}"
 
 
-def _read(name: str, path: Path, known: Sequence[int] | None, problems: list[str]) -> LabelMap | None:
-    """A label map; what is wrong with it is added to `problems`."""
+def _read(
+    name: str, path: Path, known: Sequence[int] | None, problems: list[str], grid: Grid | None = None
+) -> LabelMap | None:
+    """A label map, on `grid` where it has no spacing of its own; what is wrong with it is added to `problems`."""
     try:
-        label_map = read_label_map(path)
+        label_map = read_label_map(path, grid)
     except UnreadableImage as error:
         problems.append(f"{name} {error.problem}")
         return None
-    problems += label_problems(name, label_map.labels, known, path=path)
+    problems += label_problems(name, label_map.labels, known)
     return label_map
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from umamba_cli.pipeline.data.checks import CheckReport, load_and_check
 from umamba_cli.pipeline.data.dataset import Case, Dataset, DatasetDescription, open_dataset
-from umamba_cli.pipeline.data.files import json_text, write_json, write_text
+from umamba_cli.pipeline.data.files import json_text, write_json
+from umamba_cli.pipeline.data.sizes import describe_case, workers_that_fit
 from umamba_cli.pipeline.data.splits import make_folds, write_folds
 from umamba_cli.pipeline.data.workspace import Workspace, create_workspace, require_own_folder
 from umamba_cli.pipeline.parallel import for_each_case
@@ -65,7 +66,7 @@ def plan_workspace(
     planned, fingerprint = _measure_and_plan(dataset, options, workers, on_progress)
     workspace = create_workspace(workspace_folder, dataset)
     write_json(workspace.fingerprint_file, fingerprint)
-    replaced = _set_plans_aside(workspace, planned.plans)
+    replaced = workspace.set_plans_aside(json_text(planned.plans))
     write_plans(workspace.plans_file, planned.plans)
     keep = workspace.splits_file.exists() and group_by is None
     if not keep:
@@ -73,22 +74,11 @@ def plan_workspace(
     return PlanResult(workspace, dataset, planned.plans, planned.decisions, keep, replaced)
 
 
-def _set_plans_aside(workspace: Workspace, plans: Plans) -> bool:
-    """Keep the plans that are there, where they differ from those that will be written; say whether they did."""
-    if not workspace.plans_file.exists():
-        return False
-    previous = workspace.plans_file.read_text(encoding="utf-8")
-    if previous == json_text(plans):
-        return False
-    write_text(workspace.previous_plans_file, previous)
-    return True
-
-
 def _measure_and_plan(
     dataset: Dataset, options: PlanOptions, workers: int | None, on_progress: OnProgress
 ) -> tuple[PlannedDataset, Fingerprint]:
     measure = partial(
-        _check_and_measure,
+        check_and_measure,
         description=dataset.description,
         most_voxels=voxels_per_case(len(dataset.cases), dataset.description.num_channels),
     )
@@ -97,7 +87,8 @@ def _measure_and_plan(
         dataset.cases,
         task="plan",
         name=lambda case: case.identifier,
-        workers=workers,
+        describe=describe_case,
+        workers=workers or workers_that_fit(dataset.cases),
         on_progress=on_progress,
     )
     problems = {
@@ -110,7 +101,7 @@ def _measure_and_plan(
     return make_plans(fingerprint, dataset.description, dataset.name, options), fingerprint
 
 
-def _check_and_measure(
+def check_and_measure(
     case: Case, *, description: DatasetDescription, most_voxels: int
 ) -> CaseFingerprint | tuple[str, ...]:
     """One case's share of the fingerprint, or all that is wrong with it."""

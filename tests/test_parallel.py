@@ -76,6 +76,17 @@ def test_a_case_that_can_be_done_alone_is_done(tmp_path: Path) -> None:
     assert any(report.step.startswith("0 (once more and alone: a worker process was killed") for report in seen)
 
 
+def always_die(number: int) -> int:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+def test_workers_that_never_finish_anything_are_given_up_soon() -> None:
+    with pytest.raises(WorkError, match="die before they have finished any of 100 cases") as caught:
+        for_each_case(always_die, range(100), task="die", name=str, workers=2)
+    assert caught.value.details == ("0", "1", "2", "3")
+
+
 def test_any_other_error_ends_the_work() -> None:
     with pytest.raises(InputError, match="seven"):
         for_each_case(double_or_die, [1, 2, WRONG, 4], task="double", name=str, workers=2)

@@ -15,6 +15,9 @@ from umamba_cli.pipeline.resources import begin_worker, default_workers, worker_
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+_GIVE_UP_AFTER = 4
+"""Cases in which workers died, when there is none in which they did not: something else is wrong than memory."""
+
 _SECOND_TRY = " (once more and alone: a worker process was killed or short of memory; fewer --workers avoid that)"
 
 
@@ -53,7 +56,14 @@ def for_each_case(
         results[index] = result
         step = name(items[index]) + (_SECOND_TRY if is_second_try else "")
         on_progress(Progress(task, len(results), len(items), step=step))
-    if lost := [item for index, item in enumerate(items) if index not in results]:
+    lost = [item for index, item in enumerate(items) if index not in results]
+    if lost and not results and workers > 1:
+        raise WorkError(
+            f"the worker processes of {task} die before they have finished any of {len(items)} cases",
+            details=[(describe or name)(item) for item in lost[:_GIVE_UP_AFTER]],
+            next_step="run the same command again with --workers 1, which shows why, or on a machine with more memory",
+        )
+    if lost:
         finished = f"; the other {len(results)} are done" if results else ""
         raise WorkError(
             f"memory ran out, or something else killed a worker process, in {len(lost)} of {len(items)} cases of "
@@ -77,13 +87,19 @@ def _unordered(
             except MemoryError:
                 continue
         return
+    done, tried_alone = 0, 0
     while waiting:
         interrupted: list[int] = []
         for index, result in _in_pool(function, items, waiting, workers, interrupted):
+            done += 1
             yield index, result, False
         for lonely in interrupted:
+            tried_alone += 1
             for index, result in _in_pool(function, items, deque([lonely]), 1, []):
+                done += 1
                 yield index, result, True
+        if not done and tried_alone >= min(_GIVE_UP_AFTER, len(items)):
+            return
 
 
 def _in_pool(

@@ -11,7 +11,14 @@ import pytest
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from umamba_cli.pipeline.data.checks import CheckReport, check_case, check_dataset, label_problems, load_and_check
+from umamba_cli.pipeline.data.checks import (
+    CheckReport,
+    check_case,
+    check_dataset,
+    label_problems,
+    load_and_check,
+    not_finite_problems,
+)
 from umamba_cli.pipeline.data.dataset import Dataset, open_dataset
 from umamba_cli.pipeline.errors import InputError
 from umamba_cli.pipeline.progress import Progress
@@ -71,7 +78,7 @@ class Folder:
     def problems(self) -> tuple[str, ...]:
         dataset = self.open()
         (case,) = dataset.cases
-        return check_case(case, dataset.description)
+        return check_case(case, dataset.description).problems
 
 
 @pytest.fixture
@@ -168,7 +175,7 @@ def test_an_image_without_label_and_a_label_without_image(folder: Folder) -> Non
     folder.image(case="a")
     folder.label(case="b")
     dataset = folder.open()
-    assert [check_case(case, dataset.description) for case in dataset.cases] == [
+    assert [check_case(case, dataset.description).problems for case in dataset.cases] == [
         ("no label in labelsTr",),
         ("no image in imagesTr",),
     ]
@@ -285,6 +292,38 @@ def test_a_dataset_is_checked_case_by_case_and_refused_in_one_message(folder: Fo
 
 def test_a_good_dataset_is_not_refused() -> None:
     CheckReport(3, {}).raise_if_bad()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_is_odd_is_noted_where_no_case_is_bad(folder: Folder, workers: int) -> None:
+    for name in ("a", "b", "c"):
+        folder.image(case=name)
+        folder.label(case=name, array=np.full(SHAPE, name == "a", dtype=np.uint8))
+    folder.image(case="c", array=np.full(SHAPE, 5, dtype=np.int16))
+    report = check_dataset(folder.open(), workers=workers)
+    assert report.problems == {}
+    assert report.notes == (
+        "no case holds label 2 (back)",
+        "2 of 3 cases have no foreground: b, c",
+        "1 of 3 cases have an image or a channel of one single value: c",
+    )
+    folder.label_path("b").unlink()
+    assert check_dataset(folder.open(), workers=workers).notes == ()
+
+
+def test_a_dataset_without_any_foreground_is_refused(folder: Folder) -> None:
+    for name in ("a", "b"):
+        folder.image(case=name)
+        folder.label(case=name, array=np.zeros(SHAPE, dtype=np.uint8))
+    report = check_dataset(folder.open(), workers=1)
+    assert report.problems == dict.fromkeys("ab", ("no foreground in this or any other case",))
+
+
+def test_voxels_too_large_to_compute_with_are_counted() -> None:
+    voxels = np.zeros((2, 3), dtype=np.float32)
+    voxels[0, :2] = np.finfo(np.float32).max, -1e16
+    (phrase,) = not_finite_problems("image", voxels)
+    assert phrase == "image has 2 of 6 voxels beyond 1e+15, too large to compute with"
 
 
 @pytest.mark.parametrize("name", ["Dataset004_Hippocampus", "Dataset018_Nuclei", "Dataset101_CineMR"])

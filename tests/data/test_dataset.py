@@ -60,6 +60,7 @@ def test_old_files_say_modality(tmp_path: Path) -> None:
         ({"channel_names": {"0": "CT", "2": "PET"}}, "0 to 1"),
         ({"file_ending": "nii"}, "file_ending"),
         ({"file_ending": ".mhd"}, "two files"),
+        ({"file_ending": ".jpg"}, "JPEG"),
         ({"channel_names": {}}, "channel_names"),
     ],
 )

@@ -23,9 +23,13 @@ def check(
     opened = open_dataset(dataset)
     with console.progress() as on_progress:
         report = check_dataset(opened, workers=workers, on_progress=on_progress)
-    console.result({"dataset": opened.folder, "cases": report.cases, "bad_cases": report.problems})
+    console.result(
+        {"dataset": opened.folder, "cases": report.cases, "bad_cases": report.problems, "notes": report.notes}
+    )
     if report.problems:
         if console.json_output:
             raise typer.Exit(2)
         report.raise_if_bad()
+    for note in report.notes:
+        console.warn(note)
     console.say(f"{report.cases} cases of {opened.name} are usable")

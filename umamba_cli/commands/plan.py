@@ -111,8 +111,11 @@ def _show(console: Console, planned: PlanResult) -> None:
             "cases": len(planned.dataset.cases),
             "configurations": list(planned.plans.configurations),
             "decisions": [vars(decision) for decision in planned.decisions],
+            "notes": planned.notes,
         }
     )
+    for note in planned.notes:
+        console.warn(note)
     rows = [(d.configuration or "all", d.what, d.value, d.reason) for d in planned.decisions]
     console.table(("configuration", "what", "decision", "why"), rows)
     _show_kept(console, planned)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from umamba_cli.pipeline.data.dataset import Case, Dataset, DatasetDescription
+from umamba_cli.pipeline.data.dataset import Case, Dataset, DatasetDescription, composed, same_name_problem
 from umamba_cli.pipeline.data.images import Image, LabelMap, UnreadableImage, read_image, read_label_map
 from umamba_cli.pipeline.data.sizes import describe_case, workers_that_fit
 from umamba_cli.pipeline.errors import InputError
@@ -19,12 +20,28 @@ from umamba_cli.pipeline.geometry import Grid, size_text
 from umamba_cli.pipeline.parallel import for_each_case
 from umamba_cli.pipeline.progress import OnProgress, ignore_progress
 
+_LARGEST = 1e15  # of an intensity; what lies beyond marks missing values, often float32's largest number
+
 _VALUES_NAMED = 8  # a phrase names as many values at most: a greyscale image taken for a label map holds hundreds
 
 
 @dataclass(frozen=True)
+class CaseReport:
+    """What there is to say of a case, without its arrays: what a worker process hands back."""
+
+    problems: tuple[str, ...] = ()
+    """Short phrases; empty where the case can be trained on."""
+
+    labels: tuple[int, ...] = ()
+    """The values that its label map holds; none where the case is bad."""
+
+    is_constant: bool = False
+    """True where a channel of a good case has the same value in every voxel."""
+
+
+@dataclass(frozen=True)
 class CheckedCase:
-    """A case as it was read, and all that is wrong with it."""
+    """A case as it was read, and what there is to say of it."""
 
     case: Case
 
@@ -34,19 +51,26 @@ class CheckedCase:
     label_map: LabelMap | None
     """None where there is no label or it cannot be read."""
 
-    problems: tuple[str, ...]
-    """Short phrases; empty where the case can be trained on."""
+    report: CaseReport
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """Short phrases; empty where the case can be trained on."""
+        return self.report.problems
 
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What is wrong with a dataset."""
+    """What is wrong with a dataset, and what is odd."""
 
     cases: int
     """How many cases were checked."""
 
     problems: Mapping[str, tuple[str, ...]]
     """The bad cases by identifier, each with all that is wrong with it."""
+
+    notes: tuple[str, ...] = ()
+    """What a person should know although it can be worked with; looked for where no case is bad."""
 
     def raise_if_bad(self) -> None:
         """Refuse the dataset where any of its cases is bad.
@@ -81,19 +105,41 @@ def check_dataset(
         workers=workers or workers_that_fit(dataset.cases),
         on_progress=on_progress,
     )
-    cases = zip(dataset.cases, found, strict=True)
-    return CheckReport(len(dataset.cases), {case.identifier: problems for case, problems in cases if problems})
+    return summarise(dataset, found)
 
 
-def check_case(case: Case, description: DatasetDescription) -> tuple[str, ...]:
-    """All that is wrong with a case, without its arrays: what a worker process hands back."""
-    return load_and_check(case, description).problems
+def summarise(dataset: Dataset, reports: Sequence[CaseReport]) -> CheckReport:
+    """The report on a dataset from those on its cases, in their order."""
+    by_name = {case.identifier: report for case, report in zip(dataset.cases, reports, strict=True)}
+    problems = {name: report.problems for name, report in by_name.items() if report.problems}
+    if problems:
+        return CheckReport(len(by_name), problems)
+    foreground = dataset.description.foreground
+    empty = [name for name, report in by_name.items() if not foreground.keys() & report.labels]
+    if len(empty) == len(by_name):
+        return CheckReport(len(by_name), dict.fromkeys(empty, ("no foreground in this or any other case",)))
+    return CheckReport(len(by_name), {}, tuple(_notes(by_name, empty, foreground)))
+
+
+def _notes(reports: Mapping[str, CaseReport], empty: Sequence[str], foreground: Mapping[int, str]) -> Iterator[str]:
+    held = {value for report in reports.values() for value in report.labels}
+    if missing := [f"label {value} ({name})" for value, name in foreground.items() if value not in held]:
+        yield f"no case holds {', '.join(missing)}"
+    constant = [name for name, report in reports.items() if report.is_constant]
+    for names, what in ((empty, "have no foreground"), (constant, "have an image or a channel of one single value")):
+        if names:
+            yield f"{len(names)} of {len(reports)} cases {what}: {_beginning(names, len(names))}"
+
+
+def check_case(case: Case, description: DatasetDescription) -> CaseReport:
+    """What there is to say of a case, without its arrays: what a worker process hands back."""
+    return load_and_check(case, description).report
 
 
 def load_and_check(case: Case, description: DatasetDescription) -> CheckedCase:
     """Read a training case and list all that is wrong with it; nothing is raised for what its files hold."""
-    problems = numbering_problems(case, description) if case.images else ["no image in imagesTr"]
-    image, label_map = None, None
+    problems = [*case.conflicts, *(numbering_problems(case, description) if case.images else ["no image in imagesTr"])]
+    image, label_map, values = None, None, np.empty(0)
     if case.images:
         image, unreadable = _read_images(case.images)
         problems += unreadable
@@ -109,8 +155,12 @@ def load_and_check(case: Case, description: DatasetDescription) -> CheckedCase:
     if image is not None and label_map is not None:
         problems += grid_problems("image", image.grid, "label", label_map.grid)
     if label_map is not None:
-        problems += label_problems("label", label_map.labels, description.known_values)
-    return CheckedCase(case, image, label_map, tuple(problems))
+        values = label_values(label_map.labels)
+        problems += _value_problems("label", label_map.labels, values, description.known_values)
+    if problems or image is None:
+        return CheckedCase(case, image, label_map, CaseReport(tuple(problems)))
+    report = CaseReport((), tuple(int(value) for value in values), _is_constant(image))
+    return CheckedCase(case, image, label_map, report)
 
 
 def grid_problems(first_name: str, first: Grid, second_name: str, second: Grid) -> list[str]:
@@ -128,8 +178,11 @@ def label_problems(name: str, labels: NDArray[Any], known: Collection[int] | Non
         labels: of any shape and type.
         known: the values that dataset.json knows; None where there is none: any whole number from 0 is a label then.
     """
+    return _value_problems(name, labels, label_values(labels), known)
+
+
+def _value_problems(name: str, labels: NDArray[Any], values: NDArray[Any], known: Collection[int] | None) -> list[str]:
     problems = not_finite_problems(name, labels)
-    values = label_values(labels)
     values = values[np.isfinite(values)]
     whole = values == np.round(values)
     if not whole.all():
@@ -150,22 +203,25 @@ def label_values(labels: NDArray[Any]) -> NDArray[Any]:
 
 def numbering_problems(case: Case, description: DatasetDescription) -> list[str]:
     """Files must be numbered 0000 to n-1, one for each channel, or be one file (which may hold them all)."""
-    ends = {_number(path, case, description): path for path in case.images}
+    ends: dict[str, list[Path]] = defaultdict(list)
+    for path in case.images:
+        ends[_number(path, case, description)].append(path)
     wanted = [f"{index:04d}" for index in range(description.num_channels)]
     if len(case.images) == 1 and ("" in ends or wanted[0] in ends):
         return []  # whether that file holds all the channels is seen when it is read
     missing = [f"channel {number} is missing" for number in wanted if number not in ends]
     unknown = [
-        f"{path.name} has no channel number" if not number else f"channel {number} is not in dataset.json"
-        for number, path in ends.items()
+        f"{paths[0].name} has no channel number" if not number else f"channel {number} is not in dataset.json"
+        for number, paths in ends.items()
         if number not in wanted
     ]
-    return missing + unknown
+    return missing + unknown + [same_name_problem(paths) for paths in ends.values() if len(paths) > 1]
 
 
 def _number(path: Path, case: Case, description: DatasetDescription) -> str:
     """The channel number in a file's name, "" where it has none."""
-    return path.name.removesuffix(description.file_ending).removeprefix(case.identifier).removeprefix("_")
+    name = composed(path.name.removesuffix(description.file_ending))
+    return name.removeprefix(composed(case.identifier)).removeprefix("_")
 
 
 def _read_images(paths: Sequence[Path]) -> tuple[Image | None, list[str]]:
@@ -196,14 +252,26 @@ def _channel_problems(held: int, case: Case, description: DatasetDescription) ->
 
 
 def not_finite_problems(name: str, voxels: NDArray[Any]) -> list[str]:
-    """A phrase where voxels are not finite."""
-    if not np.issubdtype(voxels.dtype, np.floating) or (np.isfinite(voxels.min()) and np.isfinite(voxels.max())):
+    """A phrase where voxels are not finite, or so large that sums of their squares would not be."""
+    if not np.issubdtype(voxels.dtype, np.floating) or (voxels.min() >= -_LARGEST and voxels.max() <= _LARGEST):
         return []  # without a mask as large as the image
     bad = voxels.size - int(np.count_nonzero(np.isfinite(voxels)))
-    return [f"{name} has {bad} of {voxels.size} voxels that are not finite"]
+    if bad:
+        return [f"{name} has {bad} of {voxels.size} voxels that are not finite"]
+    large = int(np.count_nonzero(np.abs(voxels) > _LARGEST))
+    return [f"{name} has {large} of {voxels.size} voxels beyond {_LARGEST:g}, too large to compute with"]
+
+
+def _is_constant(image: Image) -> bool:
+    """Whether a channel has the same value in every voxel; of most images the first slice tells."""
+    return any(all((part == channel[0, 0, 0]).all() for part in channel) for channel in image.voxels)
 
 
 def _listing(values: Sequence[Any] | NDArray[Any]) -> str:
-    named = ", ".join(str(int(v)) if v == int(v) else f"{v:.6g}" for v in values[:_VALUES_NAMED])
-    more = len(values) - _VALUES_NAMED
-    return f"{named} and {more} more" if more > 0 else named
+    return _beginning([str(int(v)) if v == int(v) else f"{v:.6g}" for v in values[:_VALUES_NAMED]], len(values))
+
+
+def _beginning(names: Sequence[str], total: int) -> str:
+    """The first of so many names, and how many more there are."""
+    more = total - _VALUES_NAMED
+    return ", ".join(names[:_VALUES_NAMED]) + (f" and {more} more" if more > 0 else "")

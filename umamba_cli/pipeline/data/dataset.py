@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -46,6 +47,8 @@ class DatasetDescription(pydantic.BaseModel):
     def _one_file_an_image(cls, ending: str) -> str:
         if ending.lower() in (".hdr", ".img", ".mhd", ".nhdr"):
             raise ValueError("images in two files (header and voxels) cannot be used, convert them to .nii.gz or .mha")
+        if ending.lower() in (".jpg", ".jpeg"):
+            raise ValueError("JPEG changes labels where it compresses them, convert images and labels to .png")
         return ending
 
     @pydantic.field_validator("channel_names")
@@ -177,6 +180,9 @@ class Case:
     label: Path | None = None
     """The label map, where there is one."""
 
+    conflicts: tuple[str, ...] = ()
+    """What is wrong with the names of its files, in short phrases."""
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -197,14 +203,14 @@ class Dataset:
         Raises:
             InputError: an identifier is not in the dataset.
         """
-        known = {case.identifier: case for case in self.cases}
-        if missing := [name for name in identifiers if name not in known]:
+        known = {composed(case.identifier): case for case in self.cases}
+        if missing := [name for name in identifiers if composed(name) not in known]:
             raise InputError(
                 f"{len(missing)} of {len(identifiers)} cases are not in {self.folder}",
                 details=missing,
                 next_step="correct splits.json or bring the cases back",
             )
-        return [known[name] for name in identifiers]
+        return [known[composed(name)] for name in identifiers]
 
 
 def read_description(path: Path) -> DatasetDescription:
@@ -221,7 +227,8 @@ def read_description(path: Path) -> DatasetDescription:
 def open_dataset(folder: Path) -> Dataset:
     """Open a dataset and find its training cases; images are not read.
 
-    A label without any image is a case too, so that `check` can name it.
+    A label without any image is a case too, so that `check` can name it. Image and label may write a letter of their
+    name in different ways (see `composed`); the image's is the identifier.
 
     Raises:
         InputError: no dataset is there, or it holds no case.
@@ -232,29 +239,67 @@ def open_dataset(folder: Path) -> Dataset:
     description = read_description(folder / "dataset.json")
     ending = description.file_ending
     images = find_images(folder / "imagesTr", ending)
-    labels = {path.name[: -len(ending)]: path for path in _files(folder / "labelsTr", ending)}
-    identifiers = sorted(images.keys() | labels.keys())
-    if not identifiers:
+    labels = _by_name((path.name[: -len(ending)], path) for path in _files(folder / "labelsTr", ending))
+    cases = [_case(name, files, labels.pop(composed(name), [])) for name, files in images.items()]
+    cases += [_case(files[0].name[: -len(ending)], (), files) for files in labels.values()]
+    if not cases:
         raise InputError(
             f"{folder} holds no case: no *{ending} in imagesTr and labelsTr",
             next_step=f"put images at imagesTr/CASE_0000{ending} and labels at labelsTr/CASE{ending}",
         )
-    cases = tuple(Case(name, images.get(name, ()), labels.get(name)) for name in identifiers)
-    return Dataset(folder, description, cases)
+    return Dataset(folder, description, tuple(sorted(_with_clashes(cases), key=lambda case: case.identifier)))
 
 
 def find_images(folder: Path, ending: str) -> dict[str, tuple[Path, ...]]:
     """Image files by case, the files of a case in the order of their channel number (`CASE_0000`, `CASE_0001`, ...)."""
+    found = _by_name((_identifier(path, ending), path) for path in _files(folder, ending))
+    return {
+        _identifier(paths[0], ending): tuple(sorted(paths, key=lambda path: composed(path.name)))
+        for paths in found.values()
+    }
+
+
+def composed(text: str) -> str:
+    """The same text with letter and accent as one character: names are compared so.
+
+    Systems disagree about the two, so that a name may come back otherwise than it was written: macOS takes them apart.
+    """
+    return unicodedata.normalize("NFC", text)
+
+
+def same_name_problem(paths: Sequence[Path]) -> str:
+    """A phrase for files that are told apart by their bytes alone, which it shows."""
+    return f"{' and '.join(ascii(path.name) for path in paths)} have the same name"
+
+
+def _by_name(named: Iterable[tuple[str, Path]]) -> dict[str, list[Path]]:
     found: dict[str, list[Path]] = defaultdict(list)
-    for path in _files(folder, ending):
-        found[_identifier(path, ending)].append(path)
-    return {name: tuple(sorted(paths)) for name, paths in found.items()}
+    for name, path in named:
+        found[composed(name)].append(path)
+    return found
+
+
+def _case(identifier: str, images: tuple[Path, ...], labels: Sequence[Path]) -> Case:
+    conflicts = (same_name_problem(labels),) if len(labels) > 1 else ()
+    return Case(identifier, images, labels[0] if labels else None, conflicts)
+
+
+def _with_clashes(cases: Sequence[Case]) -> Iterator[Case]:
+    """The same cases, those among them noted that would overwrite another one in the preprocessed store."""
+    names = {case.identifier for case in cases}
+    for case in cases:
+        other = case.identifier.removesuffix("_seg")
+        if other != case.identifier and other in names:
+            clash = f"its preprocessed image and the label map of {other} would be one file, {case.identifier}.b2nd"
+            yield replace(case, conflicts=(*case.conflicts, clash))
+        else:
+            yield case
 
 
 def _identifier(path: Path, ending: str) -> str:
     stem = path.name[: -len(ending)]
-    head, underscore, number = stem.rpartition("_")
-    return head if underscore and len(number) == 4 and number.isdigit() else stem
+    head, _, number = stem.rpartition("_")
+    return head if head and len(number) == 4 and number.isascii() and number.isdigit() else stem
 
 
 def _files(folder: Path, ending: str) -> list[Path]:

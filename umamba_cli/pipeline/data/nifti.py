@@ -116,20 +116,22 @@ def read_voxels(path: Path, shape: Sequence[int]) -> NDArray[Any]:
         if header.start + count * kind.itemsize > _most_bytes(path):  # before the memory for them is asked for
             raise EOFError(f"the file is too short for {count * kind.itemsize} bytes of voxels")
         _skip(file, header.start - HEADER_BYTES)
-        numbers = np.empty(count, dtype=kind)
-        _fill(file, numbers.data.cast("B"))
+        numbers: NDArray[Any] = np.empty(count, dtype=kind)
+        _fill(file, numbers.view(np.uint8).data)
         while file.read(_AT_ONCE):  # to the end, where gzip keeps its checksum
             pass
     if header.colours:  # stored voxel by voxel; components that are numbers are stored one volume after the other
-        return np.moveaxis(numbers.reshape(*shape[1:], shape[0]), -1, 0)
-    return _scaled(numbers.astype(kind.newbyteorder("="), copy=False), header).reshape(shape)
+        numbers = numbers.reshape(-1, shape[0]).T
+    else:
+        numbers = _scaled(numbers.astype(kind.newbyteorder("="), copy=False), header)
+    return numbers.reshape(shape)
 
 
 def _scaled(numbers: NDArray[Any], header: Header) -> NDArray[Any]:
     if not header.is_scaled:
         return numbers
     with np.errstate(over="ignore"):  # what becomes infinite is for the checks to say
-        values = numbers * np.float64(header.slope) + header.intercept
+        values: NDArray[Any] = numbers * np.float64(header.slope) + header.intercept
         return values.astype(np.float64 if numbers.dtype == np.float64 else np.float32)
 
 

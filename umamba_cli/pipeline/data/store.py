@@ -142,9 +142,16 @@ def block_shape(chunk: Shape, itemsize: int) -> Shape:
     return tuple(block)
 
 
-def _save(path: Path, array: NDArray[Any], patch_size: Sequence[int], metadata: Mapping[str, bytes]) -> None:
+def _blosc2() -> Any:
     import blosc2
 
+    # Its own threads, which it starts anew for every small array, take longer than the work: cases are what is spread.
+    blosc2.set_nthreads(1)
+    return blosc2
+
+
+def _save(path: Path, array: NDArray[Any], patch_size: Sequence[int], metadata: Mapping[str, bytes]) -> None:
+    blosc2 = _blosc2()
     chunks = chunk_shape(array.shape, patch_size)
     with replacing(path) as temporary:
         temporary.unlink()  # blosc2 makes the file itself
@@ -164,9 +171,7 @@ def _save(path: Path, array: NDArray[Any], patch_size: Sequence[int], metadata: 
 
 
 def _open(path: Path) -> Any:
-    import blosc2
-
-    return blosc2.open(str(path), mode="r", dparams={"nthreads": 1})
+    return _blosc2().open(str(path), mode="r", dparams={"nthreads": 1})
 
 
 def _names(array: Any) -> list[str]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from umamba_cli.pipeline.data.checks import CheckReport, load_and_check
+from umamba_cli.pipeline.data.checks import CaseReport, CheckReport, load_and_check, summarise
 from umamba_cli.pipeline.data.dataset import Case, Dataset, DatasetDescription, open_dataset
 from umamba_cli.pipeline.data.files import json_text, write_json
 from umamba_cli.pipeline.data.sizes import describe_case, workers_that_fit
@@ -21,7 +21,7 @@ from umamba_cli.pipeline.planning.fingerprint import (
     measure_case,
     voxels_per_case,
 )
-from umamba_cli.pipeline.planning.planner import PlannedDataset, PlanOptions, make_plans
+from umamba_cli.pipeline.planning.planner import PlanOptions, make_plans
 from umamba_cli.pipeline.planning.plans import Plans, write_plans
 from umamba_cli.pipeline.progress import OnProgress, ignore_progress
 
@@ -40,6 +40,9 @@ class PlanResult:
 
     plans_replaced: bool
     """True where the workspace had another plans.json, which is `plans.previous.json` now: it may have been edited."""
+
+    notes: tuple[str, ...]
+    """What is odd about the dataset; see `CheckReport.notes`."""
 
 
 def plan_workspace(
@@ -63,7 +66,8 @@ def plan_workspace(
     dataset = open_dataset(dataset_folder)
     folds = make_folds([case.identifier for case in dataset.cases], group_by=group_by)
     require_own_folder(workspace_folder, dataset)
-    planned, fingerprint = _measure_and_plan(dataset, options, workers, on_progress)
+    report, fingerprint = _measure(dataset, workers, on_progress)
+    planned = make_plans(fingerprint, dataset.description, dataset.name, options)
     workspace = create_workspace(workspace_folder, dataset)
     write_json(workspace.fingerprint_file, fingerprint)
     replaced = workspace.set_plans_aside(json_text(planned.plans))
@@ -71,19 +75,16 @@ def plan_workspace(
     keep = workspace.splits_file.exists() and group_by is None
     if not keep:
         write_folds(workspace.splits_file, folds)
-    return PlanResult(workspace, dataset, planned.plans, planned.decisions, keep, replaced)
+    return PlanResult(workspace, dataset, planned.plans, planned.decisions, keep, replaced, report.notes)
 
 
-def _measure_and_plan(
-    dataset: Dataset, options: PlanOptions, workers: int | None, on_progress: OnProgress
-) -> tuple[PlannedDataset, Fingerprint]:
-    measure = partial(
-        check_and_measure,
-        description=dataset.description,
-        most_voxels=voxels_per_case(len(dataset.cases), dataset.description.num_channels),
-    )
+def _measure(dataset: Dataset, workers: int | None, on_progress: OnProgress) -> tuple[CheckReport, Fingerprint]:
     measured = for_each_case(
-        measure,
+        partial(
+            check_and_measure,
+            description=dataset.description,
+            most_voxels=voxels_per_case(len(dataset.cases), dataset.description.num_channels),
+        ),
         dataset.cases,
         task="plan",
         name=lambda case: case.identifier,
@@ -91,21 +92,16 @@ def _measure_and_plan(
         workers=workers or workers_that_fit(dataset.cases),
         on_progress=on_progress,
     )
-    problems = {
-        case.identifier: result
-        for case, result in zip(dataset.cases, measured, strict=True)
-        if isinstance(result, tuple)
-    }
-    CheckReport(len(dataset.cases), problems).raise_if_bad()
-    fingerprint = combine([result for result in measured if isinstance(result, CaseFingerprint)])
-    return make_plans(fingerprint, dataset.description, dataset.name, options), fingerprint
+    report = summarise(dataset, [report for report, _ in measured])
+    report.raise_if_bad()
+    return report, combine([fingerprint for _, fingerprint in measured if fingerprint is not None])
 
 
 def check_and_measure(
     case: Case, *, description: DatasetDescription, most_voxels: int
-) -> CaseFingerprint | tuple[str, ...]:
-    """One case's share of the fingerprint, or all that is wrong with it."""
+) -> tuple[CaseReport, CaseFingerprint | None]:
+    """All there is to say of one case, and its share of the fingerprint where it can be used."""
     checked = load_and_check(case, description)
     if checked.problems or checked.image is None or checked.label_map is None:
-        return checked.problems
-    return measure_case(case, checked.image, checked.label_map, most_voxels=most_voxels)
+        return checked.report, None
+    return checked.report, measure_case(case, checked.image, checked.label_map, most_voxels=most_voxels)

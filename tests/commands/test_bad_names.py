@@ -97,6 +97,13 @@ def test_the_channels_of_a_case_keep_their_order_however_a_letter_is_written(tmp
     assert [path.stem[-4:] for path in paths] == ["0000", "0001"]
 
 
+def test_a_name_that_is_a_channel_number_alone(tmp_path: Path) -> None:
+    from umamba_cli.pipeline.data.dataset import find_images
+
+    (tmp_path / "_0000.png").touch()
+    assert find_images(tmp_path, ".png").keys() == {"_0000"}
+
+
 def test_folds_may_write_a_letter_in_another_way(tmp_path: Path) -> None:
     from umamba_cli.pipeline.data.dataset import open_dataset
 
@@ -144,13 +151,22 @@ def test_a_folder_with_the_name_of_an_image(refused: Callable) -> None:
 
 
 @pytest.mark.parametrize("which", ["image", "label"])
-def test_a_link_to_nothing(umamba: Callable, refused: Callable, which: str) -> None:
+def test_a_link_to_nothing(refused: Callable, which: str) -> None:
     def spoil(raw: RawDataset) -> None:
         path = getattr(raw, which)()
         path.unlink()
         path.symlink_to(raw.folder / "moved away.nii.gz")
 
     assert refused(spoil).endswith("does not exist")
+
+
+def test_workers_are_chosen_though_files_are_missing(tmp_path: Path) -> None:
+    from umamba_cli.pipeline.data.dataset import Case
+    from umamba_cli.pipeline.data.sizes import describe_case, workers_that_fit
+
+    case = Case("a", (tmp_path / "a_0000.nii.gz",))
+    assert workers_that_fit([case]) >= 1
+    assert describe_case(case) == "a"
 
 
 def test_all_bad_cases_are_named_from_several_processes_too(umamba: Callable, tmp_path: Path) -> None:

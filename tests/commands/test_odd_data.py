@@ -50,13 +50,15 @@ def test_good_data_needs_no_words(worked_with: Callable, tmp_path: Path) -> None
     assert {name.split("/")[0] for name in stored} == {"2d", "3d_fullres"}
 
 
-@pytest.mark.parametrize("value", [0, 7])
+@pytest.mark.parametrize("value", [0.0, 1000.1])
 @pytest.mark.parametrize("channel_name", ["MRI", "CT", "rescale_to_0_1", "rgb_to_0_1", "noNorm"])
-def test_a_constant_image(worked_with: Callable, tmp_path: Path, channel_name: str, value: int) -> None:
+def test_a_constant_image(worked_with: Callable, tmp_path: Path, channel_name: str, value: float) -> None:
     raw = RawDataset(tmp_path / "Dataset001_Odd", channel_names={"0": channel_name})
-    write_array(raw.image("b"), np.full(SHAPE, value, dtype=np.int16))
-    said, _ = worked_with(raw)
+    write_array(raw.image("b"), np.full(SHAPE, value, dtype=np.float32))
+    said, stored = worked_with(raw)
     assert said == ["1 of 3 cases have an image or a channel of one single value: b"]
+    assert len(np.unique(stored["2d/b"])) == 1
+    assert not stored["2d/b"].any() or channel_name in ("CT", "rgb_to_0_1", "noNorm")
 
 
 def test_every_image_constant(worked_with: Callable, tmp_path: Path) -> None:

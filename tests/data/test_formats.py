@@ -235,14 +235,20 @@ def test_regions_and_an_ignore_label_are_refused_where_they_cannot_be_used(
     umamba: Callable, preprocessed: Callable, with_regions: RawDataset, tmp_path: Path
 ) -> None:
     preprocessed(with_regions)
-    labels = with_regions.folder / "labelsTr"
-    for arguments, what in (
-        (("train", tmp_path / "work_raw", "--device", "cpu"), "training"),
-        (("evaluate", labels, labels, "--dataset", with_regions.folder / "dataset.json"), "evaluate"),
-    ):
-        (first, _) = error_lines(umamba(*arguments), code=2)
-        assert first == f"error: dataset.json has regions, which {what} cannot use yet"
-    assert not (tmp_path / "work_raw/runs").exists()
+    labels, description = with_regions.folder / "labelsTr", with_regions.folder / "dataset.json"
+
+    def refuse(kind: str) -> None:
+        train = ("train", tmp_path / "work_raw", "--device", "cpu")
+        evaluate = ("evaluate", labels, labels, "--dataset", description)
+        for arguments, what in ((train, "training"), (evaluate, "evaluate")):
+            (first, _) = error_lines(umamba(*arguments), code=2)
+            assert first == f"error: dataset.json has {kind}, which {what} cannot use yet"
+        assert not (tmp_path / "work_raw/runs").exists()
+
+    refuse("regions")
+    plain = {"labels": {"background": 0, "front": 1, "back": 2, "ignore": 3}}
+    description.write_text(json.dumps(json.loads(description.read_text()) | plain))
+    refuse("an ignore label")
 
 
 @pytest.mark.parametrize("shape", [(4, 5, 6), (1, 5, 6), (3, 5, 6), (4, 5, 1), (4, 1, 6), (1, 1, 1)])

@@ -13,6 +13,7 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from umamba_cli.pipeline.data.images import UnreadableImage, read_image
+from umamba_cli.pipeline.data.nifti import read_voxels
 
 SHAPE = (3, 4, 5)
 NUMBERS = np.arange(60).reshape(SHAPE)
@@ -68,6 +69,24 @@ def test_a_damaged_size_asks_for_no_memory(tmp_path: Path, ending: str) -> None:
     content = nifti(NUMBERS.astype("f8").tobytes(), 64, 64, sizes=(3, 32767, 32767, 32767))
     with pytest.raises(UnreadableImage, match=f"too short for {8 * 32767**3} bytes"):
         read_image([write(tmp_path / f"a{ending}", content)])
+
+
+def test_a_scale_that_makes_numbers_infinite_is_left_to_the_checks(tmp_path: Path) -> None:
+    content = bytearray(nifti(NUMBERS.astype("i2").tobytes(), 4, 16))
+    struct.pack_into("<f", content, 112, 1e38)
+    assert np.isinf(read_image([write(tmp_path / "a.nii", bytes(content))]).voxels).sum() == 56
+
+
+def test_a_whole_zip_of_a_truncated_file(tmp_path: Path) -> None:
+    content = nifti(NUMBERS.astype("i2").tobytes()[:-2], 4, 16)
+    with pytest.raises(UnreadableImage, match="118 bytes of voxels are there, 120 are needed"):
+        read_image([write(tmp_path / "a.nii.gz", content)])
+
+
+def test_another_size_than_the_header_says_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.nii", nifti(NUMBERS.astype("i2").tobytes(), 4, 16))
+    with pytest.raises(ValueError, match="its header names"):
+        read_voxels(path, (1, 3, 4, 4))
 
 
 def test_a_checksum_that_is_wrong_is_found(tmp_path: Path) -> None:

@@ -198,3 +198,8 @@ def test_contradictory_options_are_refused(options: dict[str, Any], problem: str
 def test_too_little_memory_is_refused(plan: Callable[..., PlannedDataset]) -> None:
     with pytest.raises(InputError, match="no patch fits the memory"):
         plan((1.0, 1.0, 1.0), (60, 60, 60), memory_gb=1e-7)
+
+
+def test_single_voxels_are_refused(plan: Callable[..., PlannedDataset]) -> None:
+    with pytest.raises(InputError, match="single voxel"):
+        plan((1.0, 1.0, 1.0), (5, 1, 1))

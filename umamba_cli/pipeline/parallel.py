@@ -132,7 +132,7 @@ def _in_pool(
         except BrokenProcessPool:  # a worker died between two cases
             pass
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)
     interrupted += working.values()
 
 

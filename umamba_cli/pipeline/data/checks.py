@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -159,6 +159,8 @@ def load_and_check(case: Case, description: DatasetDescription) -> CheckedCase:
         problems += _value_problems("label", label_map.labels, values, description.known_values)
     if problems or image is None:
         return CheckedCase(case, image, label_map, CaseReport(tuple(problems)))
+    if label_map is not None and label_map.labels.dtype.itemsize > 2:  # whole numbers stored as float64, say
+        label_map = replace(label_map, labels=label_map.labels.astype(np.int16))
     report = CaseReport((), tuple(int(value) for value in values), _is_constant(image))
     return CheckedCase(case, image, label_map, report)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,39 +13,41 @@ from typing import Any
 from numpy.typing import NDArray
 
 
+_hiding = threading.RLock()  # a second thread would take the first one's nowhere for standard error
+
+
 @contextmanager
 def messages_hidden() -> Iterator[None]:
     """Keep off standard error what C libraries print there about a bad file; the exceptions that follow say enough.
 
-    Nothing else that this process writes to standard error meanwhile is seen either.
+    Nothing else that this process writes to standard error meanwhile is seen either; other threads wait their turn.
     """
-    try:
-        kept = os.dup(2)
-    except OSError:  # there is no standard error
-        yield
-        return
-    try:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, 2)
-        os.close(nowhere)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+    with _hiding:
+        try:
+            kept = os.dup(2)
+        except OSError:  # there is no standard error
+            yield
+            return
+        try:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, 2)
+            os.close(nowhere)
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
 
 
 def read_header(path: Path) -> Any:
     """A `SimpleITK.ImageFileReader` that has read a file's header.
 
     Raises:
-        ValueError: there is no such file, or its name is not in UTF-8, which would end the process.
+        ValueError: its name is not in UTF-8, which would end the process.
         RuntimeError: SimpleITK cannot read it.
     """
     import SimpleITK as sitk
 
     str(path).encode()
-    if not path.is_file():
-        raise ValueError("it is no file")
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     with messages_hidden():

@@ -167,7 +167,7 @@ def _save(path: Path, array: NDArray[Any], patch_size: Sequence[int], metadata: 
                 stored.schunk.vlmeta[name] = content
             del stored
         except RuntimeError as error:  # blosc2's word for a full disk
-            raise OSError(f"{error} (is the disk full?)") from error
+            raise OSError(f"{str(error) or 'blosc2 failed'} (is the disk full?)") from error
 
 
 def _open(path: Path) -> Any:

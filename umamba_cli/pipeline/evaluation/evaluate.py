@@ -12,7 +12,7 @@ from typing import Any
 import umamba_cli
 from umamba_cli.pipeline.data import tiff
 from umamba_cli.pipeline.data.checks import grid_problems, label_problems, label_values
-from umamba_cli.pipeline.data.dataset import DatasetDescription
+from umamba_cli.pipeline.data.dataset import DatasetDescription, composed
 from umamba_cli.pipeline.data.files import write_json
 from umamba_cli.pipeline.data.images import PICTURE_ENDINGS, LabelMap, UnreadableImage, file_ending, read_label_map
 from umamba_cli.pipeline.errors import InputError
@@ -265,7 +265,7 @@ def find_label_maps(folder: Path, ending: str | None = None) -> dict[str, Path]:
     pictures = [path for path in files if file_ending(path) in (*PICTURE_ENDINGS, *tiff.ENDINGS)]
     found: dict[str, Path] = {}
     for path in by_ending or volumes or pictures:
-        name = path.name[: -len(file_ending(path, ending))]
+        name = composed(path.name[: -len(file_ending(path, ending))])
         if name in found:
             raise InputError(
                 f"{folder} holds two label maps of {name}: {found[name].name} and {path.name}",

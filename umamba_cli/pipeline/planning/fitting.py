@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from umamba_cli.pipeline.geometry import Shape, Spacing
+from umamba_cli.pipeline.errors import InputError
+from umamba_cli.pipeline.geometry import Shape, Spacing, numbers_text
 from umamba_cli.pipeline.planning.memory import Network, count_features
 from umamba_cli.pipeline.planning.presets import BATCH_AT_REFERENCE, SMALLEST_BATCH, Features, Preset
 from umamba_cli.pipeline.planning.topology import Topology, find_topology, initial_patch, shrink
@@ -98,10 +99,15 @@ def fit_patch(spacing_mm: Spacing, median_shape: tuple[float, ...], dataset_voxe
         budget: the memory, and the kind of network.
 
     Raises:
-        InputError: no patch fits.
+        InputError: no patch fits, or the images are single voxels.
     """
     topology = find_topology(spacing_mm, initial_patch(spacing_mm, median_shape))
     start = topology.patch_size
+    if math.prod(start) == 1:
+        raise InputError(
+            f"a typical image is a single voxel at a spacing of {numbers_text(spacing_mm)} mm",
+            next_step="give larger images, or a finer --spacing",
+        )
     while not budget.fits(topology):
         topology = shrink(topology, spacing_mm, median_shape)
     estimate = budget.estimate(topology)

@@ -251,3 +251,26 @@ def test_evaluate_refuses_what_it_cannot_use(umamba: Callable, tiny_dataset: Pat
     _rewrite(predictions / "phantom_002.nii.gz", lambda labels: labels[1:])
     refused(umamba("evaluate", predictions, tiny_dataset / "labelsTr", "-j", 1), "phantom_002")
     assert not (predictions / "summary.json").exists()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_preprocessed_file_damaged_on_disk_is_named(umamba: Callable, own_workspace: Path, workers: int) -> None:
+    for path in own_workspace.glob("preprocessed/3d_fullres/*[0-9].b2nd"):
+        content = bytearray(path.read_bytes())
+        content[len(content) // 4 : len(content) // 2] = bytes(len(content) // 2 - len(content) // 4)
+        path.write_bytes(content)
+    arguments = ("-c", "3d_fullres", "-m", "unet", "--epochs", 1, "--iterations", 2, "-j", workers)
+    done = umamba("train", own_workspace, *arguments)
+    assert done.code == 1
+    error, advice = done.err.splitlines()[-2:]
+    assert error.startswith("error: ")
+    assert ".b2nd is damaged" in error
+    assert advice.startswith("next: remove this file, then run `umamba preprocess` again")
+
+
+def test_the_disk_is_looked_at_for_the_spacing_of_a_variant(umamba: Callable, own_workspace: Path) -> None:
+    path = own_workspace / "plans.json"
+    plans = json.loads(path.read_text())
+    plans["configurations"]["fine"] = {"inherits_from": "3d_fullres", "spacing": [1e-4, 1e-4, 1e-4]}
+    path.write_text(json.dumps(plans))
+    refused(umamba("preprocess", own_workspace, "-c", "fine", "-j", 1), "needs about", "MiB")

@@ -128,3 +128,10 @@ def test_an_ignore_label_is_no_class() -> None:
     assert not description.has_regions
     with pytest.raises(InputError, match="ignore label"):
         description.require_plain_labels("training")
+
+
+@pytest.mark.parametrize("content", ["null", "[]", '"x"', '{"format": 1}'])
+def test_a_damaged_workspace_file_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "workspace.json").write_text(content)
+    with pytest.raises(InputError, match=r"workspace.json does not say what it must"):
+        open_workspace(tmp_path)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from umamba_cli.pipeline.data.files import link_or_copy, read_json, replacing, write_json
+from umamba_cli.pipeline.data.files import link_or_copy, read_json, remove_leftovers, replacing, write_json
 from umamba_cli.pipeline.errors import InputError, WorkError
 
 
@@ -94,3 +94,14 @@ def test_no_permission_to_link_into_a_folder_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(WorkError, match="cannot write"):
         link_or_copy(tmp_path / "source.bin", tmp_path / "file/target.bin")
+
+
+def test_only_what_a_killed_process_left_long_ago_is_removed(tmp_path: Path) -> None:
+    old, young, other = (tmp_path / name for name in (".a.partial-1.nii.gz", ".b.partial-2.json", ".c.nii.gz"))
+    for path in (old, young, other):
+        path.touch()
+    for path in (old, other):
+        os.utime(path, (0, 0))
+    remove_leftovers(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [young.name, other.name]
+    remove_leftovers(tmp_path / "nowhere")

@@ -6,7 +6,7 @@ import pytest
 
 from umamba_cli.pipeline.data.dataset import open_dataset
 from umamba_cli.pipeline.data.files import write_json
-from umamba_cli.pipeline.data.splits import choose_fold, make_folds, read_folds, write_folds
+from umamba_cli.pipeline.data.splits import choose_fold, fold_notes, make_folds, read_folds, write_folds
 from umamba_cli.pipeline.errors import InputError
 
 CASES = [f"case_{number:02d}" for number in range(23)]
@@ -47,8 +47,19 @@ def test_a_bad_expression_is_refused(expression: str) -> None:
 
 def test_few_cases_make_fewer_folds_and_one_makes_none() -> None:
     assert len(make_folds(CASES[:3])) == 3
-    with pytest.raises(InputError, match="cannot be split"):
-        make_folds(CASES[:1])
+    assert make_folds(CASES[:1]) == []
+    with pytest.raises(InputError, match="one group"):
+        make_folds(CASES, group_by="^")
+    with pytest.raises(InputError, match="single case"):
+        choose_fold([], 0, CASES[:1])
+
+
+def test_folds_that_do_not_fit_the_cases_are_noted() -> None:
+    folds = make_folds(CASES)
+    assert fold_notes(folds, CASES) == ()
+    gone, new = fold_notes(folds, [*CASES[1:], "another"])
+    assert f"names 1 cases that are not in the dataset, {CASES[0]}" in gone
+    assert "does not name 1 of the cases, another" in new
 
 
 def test_file_round_trip(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import types
 from pathlib import Path
 
 import numpy as np
@@ -79,3 +81,37 @@ def test_a_chunk_is_a_patch_and_a_block_fits_the_cache() -> None:
     assert chunk_shape((3, 1, 300, 400), (256, 256)) == (3, 1, 256, 256)
     assert chunk_shape((1, 20, 300, 400), (256, 256)) == (1, 1, 256, 256)
     assert block_shape((3, 128, 128, 128), 4) == (1, 32, 32, 64)
+
+
+def test_a_damaged_array_is_named_when_it_is_read(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    _write(store)
+    path = store.folder / "case.b2nd"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3 : len(content) // 2] = os.urandom(len(content) // 2 - len(content) // 3)
+    path.write_bytes(content)
+    with pytest.raises(WorkError, match="is damaged") as caught:
+        store.case("case").image[:]
+    assert caught.value.next_step.startswith("remove this file, then run `umamba preprocess` again")
+
+
+def test_properties_that_are_damaged_make_no_complete_case(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    _write(store)
+    assert store.origin("case") is not None
+    (store.folder / "case.json").write_text('{"shape": null}')
+    assert store.origin("case") is None
+
+
+def test_too_little_memory_is_no_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import blosc2
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("Error while creating the NDArray")
+
+    monkeypatch.setattr(blosc2, "asarray", fail)
+    with pytest.raises(MemoryError):
+        _write(Store(tmp_path / "store"))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: types.SimpleNamespace(free=0))
+    with pytest.raises(WorkError, match="is the disk full"):
+        _write(Store(tmp_path / "store"))

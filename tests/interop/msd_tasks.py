@@ -75,7 +75,9 @@ def convert(task: Path, dataset: Path) -> ConvertedDataset:
 
 
 def files_in(folder: Path) -> list[str]:
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    """All files but the conversion's own notes."""
+    files = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
+    return sorted(path.as_posix() for path in files if path.parts[0] != ".converted")
 
 
 def edit(path: Path, **changes: object) -> None:

@@ -311,3 +311,23 @@ def test_real_images_come_back_voxel_for_voxel(shared: Path, tmp_path: Path, dat
         assert_same(case.label, sitk.ReadImage(str(raw / f"labelsTr/{case.identifier}.nii.gz")))
         if channels == 2:
             assert_same(case.images[1], 255 - original)
+
+
+def test_a_source_that_was_exchanged_is_converted_again(task: Path, dataset: Path) -> None:
+    """Whatever its time of change: another file under the same name, or another name in dataset.json."""
+    convert(task, dataset)
+    description = json.loads((task / "dataset.json").read_text())
+    one, two = description["training"]
+    one["label"], two["label"] = two["label"], one["label"]
+    (task / "dataset.json").write_text(json.dumps(description))
+    shutil.copy(task / two["image"], task / one["image"])
+    os.utime(task / one["image"], (0, 0))
+    assert convert(task, dataset).kept == 1  # the image to predict
+    assert (dataset / "labelsTr/one.nii.gz").read_bytes() == (task / one["label"]).read_bytes()
+    assert (dataset / "imagesTr/one_0000.nii.gz").read_bytes() == (task / two["image"]).read_bytes()
+
+
+def test_a_dataset_in_raw_layout_is_told_apart(task: Path, dataset: Path, tmp_path: Path) -> None:
+    convert(task, dataset)
+    with pytest.raises(InputError, match="in nnU-Net raw layout already"):
+        convert(dataset, tmp_path / "again")

@@ -292,7 +292,7 @@ BAD_FOLDERS: dict[str, tuple[Callable[[Path], Any], str]] = {
         ),
         "is made for 2 channels",
     ),
-    "a configuration that climbs": (lambda folder: _edit_plans(folder, _climbing), "cannot name a configuration"),
+    "a configuration that climbs": (lambda folder: _edit_plans(folder, _climbing), "must be named with letters"),
     "folds of nothing": (_one_fold_of_nothing, "fold 0 has no case to train on"),
 }
 
@@ -349,3 +349,35 @@ def test_what_would_decide_otherwise_is_refused(umamba: Callable, folder: Path, 
 
 def test_a_plan_needs_a_dataset(umamba: Callable) -> None:
     refused(umamba("plan", "--memory", 8), "DATASET is missing", "--from-nnunet FOLDER")
+
+
+def _nested(folder: Path) -> None:
+    value: Any = 1.0
+    for _ in range(60):
+        value = (value, value)
+    change_properties(_files(folder, ".pkl"), spacing=value)
+
+
+def _in_a_circle(folder: Path) -> None:
+    circle: list[Any] = []
+    circle.append(circle)
+    change_properties(_files(folder, ".pkl"), spacing=circle)
+
+
+@pytest.mark.parametrize("spoil", [_nested, _in_a_circle])
+def test_properties_that_would_never_end_are_refused(
+    umamba: Callable, folder: Path, tmp_path: Path, spoil: Callable[[Path], None]
+) -> None:
+    spoil(folder)
+    arguments = ("--from-nnunet", folder, "-w", tmp_path / "work", "-j", 1)
+    refused(umamba("plan", *arguments), "1 of 5 cases", "phantom_001: 2d", "more than properties of a case")
+    assert not (tmp_path / "work").exists()
+
+
+def test_an_import_into_a_workspace_with_images_keeps_them(
+    umamba: Callable, folder: Path, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    raw, work = Path(shutil.copytree(tiny_dataset, tmp_path / NAME)), tmp_path / "work"
+    assert umamba("plan", raw, "--from-nnunet", folder, "-w", work, "-j", 1).code == 0
+    assert umamba("plan", "--from-nnunet", folder, "-w", work, "-j", 1).code == 0
+    assert json.loads((work / "workspace.json").read_text())["dataset"] == str(raw)

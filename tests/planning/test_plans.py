@@ -179,3 +179,22 @@ def test_2d_leaves_the_first_axis_as_it_is(written_plans: dict[str, Any]) -> Non
     assert plans.configuration("2d").dimensions == 2
     assert plans.configuration("2d").data_spacing((7.0, 0.5, 0.5)) == (7.0, 1.0, 1.0)
     assert plans.configuration("3d_fullres").data_spacing((7.0, 0.5, 0.5)) == (1.0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize("name", ["../../evil", "", "a/b", ".hidden", "with space"])
+def test_a_configuration_that_cannot_name_a_folder_is_refused(
+    tmp_path: Path, written_plans: dict[str, Any], name: str
+) -> None:
+    written_plans["configurations"][name] = {"inherits_from": "3d_fullres"}
+    (problem,) = _problems(tmp_path, written_plans)
+    assert "must be named with letters" in problem
+
+
+def test_a_misspelt_key_is_refused_and_other_unknown_ones_are_kept(
+    tmp_path: Path, written_plans: dict[str, Any]
+) -> None:
+    written_plans["configurations"]["small"] = {"inherits_from": "3d_fullres", "patch_sise": [32, 32, 32]}
+    (problem,) = _problems(tmp_path, written_plans)
+    assert problem.startswith("configurations.small.patch_sise: is not known, did you mean patch_size?")
+    written_plans["configurations"]["small"] = {"inherits_from": "3d_fullres", "remark": "a smaller one"}
+    assert Plans.model_validate(written_plans).configurations["small"]["remark"] == "a smaller one"

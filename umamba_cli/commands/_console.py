@@ -6,7 +6,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -113,7 +113,8 @@ class Console:
             lines.append(f"next: {error.next_step}")
         sys.stderr.write("\n".join(lines) + "\n")
         self._note("\n".join(lines))
-        self.result({"error": error.problem, "details": error.details, "next": error.next_step})
+        with suppress(OSError):  # standard output may be what failed
+            self.result({"error": error.problem, "details": error.details, "next": error.next_step})
 
     def _show_step(self, progress: Progress) -> None:
         line = self._note_step(progress)

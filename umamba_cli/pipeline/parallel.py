@@ -59,9 +59,10 @@ def for_each_case(
     lost = [item for index, item in enumerate(items) if index not in results]
     if lost and not results and workers > 1:
         raise WorkError(
-            f"the worker processes of {task} die before they have finished any of {len(items)} cases",
+            f"memory runs out, or something else kills the worker processes of {task}, "
+            f"before they have finished any of {len(items)} cases",
             details=[(describe or name)(item) for item in lost[:_GIVE_UP_AFTER]],
-            next_step="run the same command again with --workers 1, which shows why, or on a machine with more memory",
+            next_step="compare the spacing in the plans with the images' size; take a machine with more memory",
         )
     if lost:
         finished = f"; the other {len(results)} are done" if results else ""
@@ -69,8 +70,10 @@ def for_each_case(
             f"memory ran out, or something else killed a worker process, in {len(lost)} of {len(items)} cases of "
             f"{task}{finished}",
             details=[(describe or name)(item) for item in lost],
-            next_step=f"run the same command again with fewer --workers (it had {workers}), or on a machine with more "
-            "memory; finished cases are kept",
+            next_step=(
+                f"run the same command again with fewer --workers (it had {workers}), or " if workers > 1 else "run it "
+            )
+            + "on a machine with more memory; finished cases are kept",
         )
     return [results[index] for index in range(len(items))]
 

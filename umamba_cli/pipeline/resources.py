@@ -40,12 +40,12 @@ def free_memory_bytes() -> int:
     return max(free, 0)
 
 
-def default_workers(bytes_each: int = _GIB) -> int:
+def default_workers(bytes_each: float = _GIB) -> int:
     """Worker processes that fit the cores and, at `bytes_each`, the free memory; at least one."""
-    return max(1, min(usable_cores(), free_memory_bytes() // max(bytes_each, 1)))
+    return max(1, min(usable_cores(), int(free_memory_bytes() / max(bytes_each, 1))))
 
 
-def require_disk(folder: Path, needed_bytes: int) -> None:
+def require_disk(folder: Path, needed_bytes: float) -> None:
     """Make sure that `needed_bytes` are free where `folder` is or will be.
 
     Raises:
@@ -57,8 +57,8 @@ def require_disk(folder: Path, needed_bytes: int) -> None:
     free = shutil.disk_usage(existing).free
     if free < needed_bytes:
         raise InputError(
-            f"{folder} needs about {needed_bytes / _MIB:.0f} MiB, the disk has {free / _MIB:.0f} MiB free",
-            next_step="make room, or choose a workspace on another disk",
+            f"{folder} needs about {needed_bytes / _MIB:,.6g} MiB, the disk has {free / _MIB:.0f} MiB free",
+            next_step="make room, or choose a folder on another disk",
         )
 
 

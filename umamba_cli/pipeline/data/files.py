@@ -6,8 +6,9 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +18,8 @@ import pydantic
 from umamba_cli.pipeline.errors import InputError, WorkError
 
 Model = TypeVar("Model", bound=pydantic.BaseModel)
+
+_ABANDONED_AFTER_S = 3600
 
 
 @contextmanager
@@ -46,6 +49,18 @@ def replacing(path: Path) -> Iterator[Path]:
         raise _cannot_write(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove temporary files that `replacing` could not, because its process was killed.
+
+    Only those that nobody has written to for an hour: others may be at work in the same folder.
+    """
+    if folder.is_dir():
+        for path in folder.glob(".*.partial-*"):
+            with suppress(OSError):
+                if time.time() - path.stat().st_mtime > _ABANDONED_AFTER_S:
+                    path.unlink()
 
 
 def _flush(path: Path) -> None:

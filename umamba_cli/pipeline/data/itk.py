@@ -12,7 +12,6 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-
 _hiding = threading.RLock()  # a second thread would take the first one's nowhere for standard error
 
 

@@ -46,7 +46,7 @@ def workers_that_fit(cases: Sequence[Case], *, growth: float = 1.0) -> int:
     if shape is None:
         return default_workers()
     labels = math.prod(shape[1:])
-    return default_workers(int(max(growth, 1.0) * (COPIES * FLOAT_BYTES * math.prod(shape) + labels)))
+    return default_workers(max(growth, 1.0) * (COPIES * FLOAT_BYTES * math.prod(shape) + labels))
 
 
 def _file_bytes(case: Case) -> int:

@@ -26,7 +26,7 @@ class Fold:
 
 
 def make_folds(identifiers: Sequence[str], *, group_by: str | None = None) -> list[Fold]:
-    """Five folds of shuffled cases, the same ones that nnU-Net makes; fewer where there are fewer cases.
+    """Five folds of shuffled cases, the same ones that nnU-Net makes; fewer for fewer cases, and none for a single one.
 
     Args:
         identifiers: the cases.
@@ -34,18 +34,20 @@ def make_folds(identifiers: Sequence[str], *, group_by: str | None = None) -> li
             is the first group where the expression has one, otherwise the whole match.
 
     Raises:
-        InputError: the expression is none or does not match every case, or there are fewer than two groups.
+        InputError: the expression is none, does not match every case, or puts all of them into one group.
 
     Source: nnU-Net's `generate_crossval_split`: the sorted cases, shuffled with seed 12345, in five parts of equal
     size, as scikit-learn's KFold makes them (which takes a second to import).
     """
     groups = _groups(sorted(identifiers), group_by)
     names = sorted(groups)
-    if len(names) < 2:
+    if len(names) < 2 and group_by is not None:
         raise InputError(
-            f"{len(names)} group of cases cannot be split into folds",
-            next_step="give at least two cases (or patients), or write splits.json yourself",
+            f"--group-by {group_by!r} puts all cases into one group, which cannot be split into folds",
+            next_step="give an expression that tells the patients apart",
         )
+    if len(names) < 2:
+        return []
     parts = np.array_split(np.random.RandomState(SEED).permutation(len(names)), min(FOLDS, len(names)))
     held_back = [set(part.tolist()) for part in parts]
     return [
@@ -114,6 +116,18 @@ def read_folds(path: Path) -> list[Fold]:
     return folds
 
 
+def fold_notes(folds: Sequence[Fold], identifiers: Sequence[str]) -> tuple[str, ...]:
+    """What a person should know of folds that were kept although the cases may have changed, in short phrases."""
+    named = {name for fold in folds for name in (*fold.train, *fold.val)}
+    gone, new = sorted(named.difference(identifiers)), sorted(set(identifiers) - named)
+    notes = []
+    if gone:
+        notes.append(f"splits.json names {len(gone)} cases that are not in the dataset, {gone[0]} among them")
+    if new:
+        notes.append(f"splits.json does not name {len(new)} of the cases, {new[0]} among them")
+    return tuple(notes)
+
+
 def choose_fold(folds: Sequence[Fold], fold: int | str, identifiers: Sequence[str]) -> Fold:
     """One fold by number; `all` trains on every case and holds none back.
 
@@ -122,6 +136,8 @@ def choose_fold(folds: Sequence[Fold], fold: int | str, identifiers: Sequence[st
     """
     if fold == "all":
         return Fold(tuple(sorted(identifiers)), ())
+    if not folds:
+        raise InputError("there are no folds, a single case cannot be split", next_step="train with -f all")
     if not isinstance(fold, int) or not 0 <= fold < len(folds):
         raise InputError(f"there is no fold {fold}", next_step=f"choose one of 0 to {len(folds) - 1}, or all")
     return folds[fold]

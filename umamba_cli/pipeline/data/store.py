@@ -7,7 +7,9 @@ are kept beside the labels as metadata of `CASE_seg.b2nd`, one entry a class: a 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,11 +19,54 @@ import numpy as np
 from numpy.typing import NDArray
 
 from umamba_cli.pipeline.data.files import link_or_copy, read_json, replacing, write_json
-from umamba_cli.pipeline.errors import InputError
+from umamba_cli.pipeline.errors import InputError, WorkError
 from umamba_cli.pipeline.geometry import Shape
 
 # A block is the unit of decompression and should stay in a core's cache, a chunk the unit of reading.
 _BLOCK_BYTES = 256 * 1024
+
+
+class StoredArray:
+    """An array on disk, sliced like numpy's: what is asked for is read.
+
+    Raises:
+        WorkError: the file is not there or damaged; raised by every method.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with self._reading():
+            self._array = _blosc2().open(str(path), mode="r", dparams={"nthreads": 1})
+        self.shape: Shape = tuple(self._array.shape)
+        self.chunks: Shape = tuple(self._array.chunks)
+        self.dtype: np.dtype[Any] = self._array.dtype
+
+    def __getitem__(self, index: Any) -> NDArray[Any]:
+        with self._reading():
+            return np.asarray(self._array[index])
+
+    @property
+    def metadata(self) -> list[str]:
+        """Names of what is kept beside the array."""
+        with self._reading():
+            names = list(self._array.schunk.vlmeta)
+        return [name.decode() if isinstance(name, bytes) else str(name) for name in names]
+
+    def read_metadata(self, name: str) -> bytes:
+        """What is kept beside the array under a name."""
+        with self._reading():
+            content: bytes = self._array.schunk.vlmeta[name]
+            return content
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except (RuntimeError, ValueError, OSError) as error:  # blosc2 has several words for a damaged file
+            raise WorkError(
+                f"{self._path} is damaged: {str(error) or type(error).__name__}",
+                next_step="remove this file, then run `umamba preprocess` again: it makes what is missing",
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -38,14 +83,14 @@ class StoredCase:
         return content
 
     @cached_property
-    def image(self) -> Any:
-        """float32 (channels, z, y, x); a blosc2 array, sliced like numpy's."""
-        return _open(self.folder / f"{self.identifier}.b2nd")
+    def image(self) -> StoredArray:
+        """float32 (channels, z, y, x)."""
+        return StoredArray(self.folder / f"{self.identifier}.b2nd")
 
     @cached_property
-    def labels(self) -> Any:
-        """Labels (1, z, y, x), -1 outside the nonzero mask; a blosc2 array, sliced like numpy's."""
-        return _open(self.folder / f"{self.identifier}_seg.b2nd")
+    def labels(self) -> StoredArray:
+        """Labels (1, z, y, x), -1 outside the nonzero mask."""
+        return StoredArray(self.folder / f"{self.identifier}_seg.b2nd")
 
     @property
     def shape(self) -> Shape:
@@ -55,7 +100,7 @@ class StoredCase:
     @cached_property
     def classes(self) -> tuple[int, ...]:
         """The classes whose voxels were noted, those of the foreground that the case holds."""
-        names = [name.removeprefix("class_") for name in _names(self.labels) if name.startswith("class_")]
+        names = [name.removeprefix("class_") for name in self.labels.metadata if name.startswith("class_")]
         return tuple(sorted(int(name) for name in names))
 
     @property
@@ -65,7 +110,7 @@ class StoredCase:
 
     def class_voxels(self, label: int) -> NDArray[np.int64]:
         """Some voxels of one class, as indices into the raveled (z, y, x) volume."""
-        return np.frombuffer(self.labels.schunk.vlmeta[f"class_{label}"], dtype=np.int64)
+        return np.frombuffer(self.labels.read_metadata(f"class_{label}"), dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -85,7 +130,7 @@ class Store:
             properties = case.properties
             assert isinstance(properties, dict)
             assert case.image.shape[1:] == case.labels.shape[1:] == tuple(properties["shape"])
-        except (InputError, OSError, RuntimeError, AssertionError, KeyError):
+        except (InputError, WorkError, OSError, AssertionError, KeyError, TypeError):
             return None  # never made, or damaged: in both cases it is to be made (again)
         return properties.get("digest"), properties.get("source")
 
@@ -166,13 +211,7 @@ def _save(path: Path, array: NDArray[Any], patch_size: Sequence[int], metadata: 
             for name, content in metadata.items():
                 stored.schunk.vlmeta[name] = content
             del stored
-        except RuntimeError as error:  # blosc2's word for a full disk
+        except RuntimeError as error:  # blosc2's word for a full disk and for too little memory
+            if shutil.disk_usage(path.parent).free > array.nbytes:
+                raise MemoryError(str(error)) from error
             raise OSError(f"{str(error) or 'blosc2 failed'} (is the disk full?)") from error
-
-
-def _open(path: Path) -> Any:
-    return _blosc2().open(str(path), mode="r", dparams={"nthreads": 1})
-
-
-def _names(array: Any) -> list[str]:
-    return [name.decode() if isinstance(name, bytes) else str(name) for name in array.schunk.vlmeta]

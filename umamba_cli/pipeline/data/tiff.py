@@ -119,7 +119,8 @@ def read_spacing(path: Path) -> Spacing | None:
         or not all(isinstance(value, int | float) and math.isfinite(value) and value > 0 for value in spacing)
     ):
         raise InputError(
-            f"{beside.name} does not hold a spacing", next_step='write {"spacing": [z, y, x]} in mm into it'
+            f"{beside.parent.name}/{beside.name} has {spacing!r} as its spacing, three lengths above 0 are allowed",
+            next_step='write {"spacing": [z, y, x]} in mm into it',
         )
     return tuple(float(value) for value in spacing)
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from umamba_cli.pipeline.data.dataset import Dataset, open_dataset
-from umamba_cli.pipeline.data.files import read_json, write_json, write_text
+from umamba_cli.pipeline.data.files import read_json, replacing, write_json
 from umamba_cli.pipeline.errors import InputError
 
 WORKSPACE_FORMAT = 1
@@ -69,10 +70,11 @@ class Workspace:
         """Keep the plans.json that is there, where it is another text than the one to come; say whether it was."""
         if not self.plans_file.exists():
             return False
-        previous = self.plans_file.read_text(encoding="utf-8")
-        if previous == text:
+        previous = self.plans_file.read_bytes()
+        if previous == text.encode():
             return False
-        write_text(self.previous_plans_file, previous)
+        with replacing(self.previous_plans_file) as temporary:
+            temporary.write_bytes(previous)
         return True
 
     def preprocessed(self, configuration: str) -> Path:
@@ -84,13 +86,22 @@ class Workspace:
         name = "__".join(part for part in (model, configuration, tag) if part)
         return Run(self.runs / name / f"fold_{fold}")
 
+    @property
+    def dataset_folder(self) -> Path:
+        """Where workspace.json says that the dataset is; it may have been moved.
+
+        Raises:
+            InputError: workspace.json is missing or damaged.
+        """
+        return Path(str(_read_description(self)["dataset"]))
+
     def dataset(self) -> Dataset:
         """Open the dataset that the workspace was planned for.
 
         Raises:
             InputError: it is no longer where it was.
         """
-        folder = Path(str(read_json(self.description_file).get("dataset", "")))
+        folder = self.dataset_folder
         if not folder.is_dir():
             raise InputError(
                 f"the dataset of workspace {self.folder} is no longer at {folder}",
@@ -155,8 +166,8 @@ def require_own_folder(folder: Path, dataset: Dataset) -> None:
     """
     workspace = Workspace(folder)
     if workspace.description_file.exists():
-        other = read_json(workspace.description_file).get("dataset")
-        if Path(str(other)).name != dataset.folder.name:
+        other = workspace.dataset_folder
+        if other.name != dataset.folder.name:
             raise InputError(
                 f"{folder} is the workspace of {other}, not of {dataset.folder}",
                 next_step="choose another folder with -w, or remove that one",
@@ -177,13 +188,23 @@ def open_workspace(folder: Path) -> Workspace:
     how = "make it with `umamba plan DATASET -w WORKSPACE`"
     if not workspace.description_file.is_file():
         raise InputError(f"{folder} is no workspace (no workspace.json in it)", next_step=how)
-    version = read_json(workspace.description_file).get("format")
+    version = _read_description(workspace)["format"]
     if version != WORKSPACE_FORMAT:
         raise InputError(
             f"{folder} has workspace format {version}, this umamba knows {WORKSPACE_FORMAT}",
             next_step="update umamba, or plan again in a new folder",
         )
     return workspace
+
+
+def _read_description(workspace: Workspace) -> dict[str, Any]:
+    content = read_json(workspace.description_file)
+    if not isinstance(content, dict) or not {"format", "dataset"} <= content.keys():
+        raise InputError(
+            f"{workspace.description_file} does not say what it must: format and dataset",
+            next_step="remove it, then run `umamba plan` again with this folder as -w; what is in the folder is kept",
+        )
+    return content
 
 
 def valid_tag(tag: str) -> str:

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import pydantic
 
 from umamba_cli.pipeline.data.dataset import BACKGROUND, DatasetDescription
-from umamba_cli.pipeline.data.files import read_json, read_model, to_plain, validated, write_json
+from umamba_cli.pipeline.data.files import read_json, read_model, remove_leftovers, to_plain, validated, write_json
 from umamba_cli.pipeline.data.images import UnreadableImage, file_ending
 from umamba_cli.pipeline.errors import InputError
 from umamba_cli.pipeline.interop.nifti_volumes import count_volumes, split_volumes
@@ -25,8 +25,10 @@ from umamba_cli.pipeline.progress import OnProgress, ignore_progress
 from umamba_cli.pipeline.resources import default_workers, require_disk
 
 _ENDING = ".nii.gz"
+_GIVE_TASK = "give the folder of one task (dataset.json, imagesTr, labelsTr, imagesTs)"
 _WORKER_BYTES = 1 << 27  # Python with this module and a few blocks
 _RECOMPRESSED = 1.25  # channels may be so many times as large as their source, which was compressed more slowly
+_RECORDS = ".converted"  # folder in the dataset, one file a case
 _NAMED = 8  # an error names as many foreign files at most
 
 
@@ -130,10 +132,22 @@ class _Job:
     identifier: str
     parts: tuple[_Part, ...]
 
+    record: Path
+    """Notes what the case was made of, once it is complete."""
+
     def is_done(self) -> bool:
-        """Whether all files are there, no older than what they were made from; what exists is complete."""
-        pairs = [(part.source, target) for part in self.parts for target in part.targets]
-        return all(made.is_file() and made.stat().st_mtime_ns >= of.stat().st_mtime_ns for of, made in pairs)
+        """Whether all files are there, made of the sources as they are now."""
+        if not all(target.is_file() for part in self.parts for target in part.targets):
+            return False
+        try:
+            return bool(read_json(self.record) == to_plain(self.origin()))
+        except InputError:
+            return False
+
+    def origin(self) -> dict[str, Any]:
+        """Path, size and time of change of the file that each part is made of."""
+        states = {part.kind: (part.source, part.source.stat()) for part in self.parts}
+        return {kind: [source, state.st_size, state.st_mtime_ns] for kind, (source, state) in states.items()}
 
 
 def convert_msd(
@@ -157,10 +171,11 @@ def convert_msd(
     folder, dataset_folder = folder.resolve(), dataset_folder.resolve()
     if dataset_folder.is_relative_to(folder):
         raise InputError(f"{dataset_folder} lies in {folder} itself", next_step="choose a folder outside it")
+    _refuse_raw_layout(folder)
     msd = read_model(
         folder / "dataset.json",
         _MsdDescription,
-        next_step="give the folder of one task (dataset.json, imagesTr, labelsTr, imagesTs)",
+        next_step=_GIVE_TASK,
     )
     content = _raw_description(msd)
     description = validated(DatasetDescription.model_validate, content, source=str(folder / "dataset.json"))
@@ -180,6 +195,14 @@ def convert_msd(
         labels=(BACKGROUND, *description.foreground.values()),
         kept=len(jobs) - len(todo),
     )
+
+
+def _refuse_raw_layout(folder: Path) -> None:
+    content = read_json(folder / "dataset.json", next_step=_GIVE_TASK)
+    if isinstance(content, dict) and "channel_names" in content and "file_ending" in content:
+        raise InputError(
+            f"{folder} is in nnU-Net raw layout already", next_step=f"run `umamba plan {folder}`, there is no need"
+        )
 
 
 def _raw_description(msd: _MsdDescription) -> dict[str, Any]:
@@ -218,7 +241,7 @@ def _jobs(folder: Path, msd: _MsdDescription, dataset_folder: Path) -> list[_Job
             parts = [_Part("image", folder / image, channels)]
             if label is not None:
                 parts.append(_Part("label", folder / label, (labels / f"{name}{_ENDING}",)))
-            jobs.append(_Job(name, tuple(parts)))
+            jobs.append(_Job(name, tuple(parts), dataset_folder / _RECORDS / f"{images.name}_{name}.json"))
     return jobs
 
 
@@ -290,6 +313,8 @@ def _convert_cases(jobs: Sequence[_Job], dataset_folder: Path, workers: int | No
     if jobs:
         sources = [part.source for job in jobs for part in job.parts]
         require_disk(dataset_folder, int(_RECOMPRESSED * sum(source.stat().st_size for source in sources)))
+        for folder in {target.parent for job in jobs for part in job.parts for target in part.targets}:
+            remove_leftovers(folder)
         (dataset_folder / "dataset.json").unlink(missing_ok=True)  # no dataset until all cases are there again
     problems = for_each_case(
         _convert_case,
@@ -305,9 +330,13 @@ def _convert_cases(jobs: Sequence[_Job], dataset_folder: Path, workers: int | No
 def _convert_case(job: _Job) -> list[str]:
     """Write a case's files; what is wrong with its sources comes back in words, so that the other cases go on."""
     problems = []
+    job.record.unlink(missing_ok=True)
+    origin = job.origin()
     for part in job.parts:
         try:
             split_volumes(part.source, part.targets)
         except UnreadableImage as error:
             problems.append(error.problem)
+    if not problems:
+        write_json(job.record, origin)
     return problems

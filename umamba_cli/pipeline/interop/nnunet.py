@@ -96,6 +96,7 @@ def import_preprocessed(
     """
     source = open_preprocessed(folder)
     workspace = Workspace(workspace_folder)
+    raw = raw or _raw_known_to(workspace, source)
     dataset = _raw_dataset(raw, source) if raw else _dataset_in(workspace, source)
     folds = source.folds or tuple(make_folds(source.identifiers))
     require_own_folder(workspace_folder, dataset)
@@ -141,8 +142,6 @@ def open_preprocessed(folder: Path) -> Preprocessed:
             f"dataset.json beside it knows {description.num_channels}",
             next_step="plan and preprocess again in nnU-Net",
         )
-    if odd := [name for name in plans.configurations if Path(name).name != name or name == ".."]:
-        raise InputError(f"{plans_file}: {odd[0]!r} cannot name a configuration's folder", next_step="correct the file")
     places = {name: folder / _data_identifier(plans, name) for name in plans.configurations}
     folders = {name: place for name, place in places.items() if place.is_dir()}
     identifiers = sorted(set().union(*(find_identifiers(place) for place in folders.values())))
@@ -185,6 +184,15 @@ def _find_plans(folder: Path) -> Path:
 
 def _data_identifier(plans: Plans, configuration: str) -> str:
     return plans.configuration(configuration).data_identifier or f"{plans.plans_name}_{configuration}"
+
+
+def _raw_known_to(workspace: Workspace, source: Preprocessed) -> Path | None:
+    """The raw dataset that the workspace was made for, where it is still there and has the imported one's name."""
+    if not workspace.description_file.is_file():
+        return None
+    known = workspace.dataset_folder
+    is_raw = known.is_dir() and not known.is_relative_to(workspace.imported.resolve())
+    return known if is_raw and known.name == source.folder.name else None
 
 
 def _raw_dataset(raw: Path, source: Preprocessed) -> Dataset:

@@ -35,6 +35,8 @@ _AGAIN = "preprocess the case again in nnU-Net"
 
 _METALAYERS_AT = 92  # in a blosc2 file; see `_metalayers`
 
+_MOST_PROPERTIES = 1000  # values in the properties that are used; about fifty are usual
+
 Start = Annotated[int, Field(ge=0)]
 
 
@@ -144,7 +146,10 @@ class CaseFiles:
         content = load_pickle(self.properties)
         if not isinstance(content, dict):
             raise InputError(f"{self.properties.name} holds no properties", next_step=_AGAIN)
-        used = {key: to_plain(content[key]) for key in CaseProperties.model_fields if key in content}
+        used = {key: content[key] for key in CaseProperties.model_fields if key in content}
+        if _is_larger_than(used, _MOST_PROPERTIES):
+            raise InputError(f"{self.properties.name} holds more than properties of a case", next_step=_AGAIN)
+        used = {key: to_plain(value) for key, value in used.items()}
         return validated(CaseProperties.model_validate, used, source=self.properties.name)
 
     def open_image(self) -> Any:
@@ -173,6 +178,20 @@ def find_identifiers(folder: Path) -> set[str]:
         is_image = path.with_name(f"{path.stem}_seg.b2nd").is_file() or path.with_suffix(".pkl").is_file()
         found.add(path.stem if is_image else path.stem.removesuffix("_seg"))
     return found
+
+
+def _is_larger_than(content: Any, most: int) -> bool:
+    """Whether containers hold more than `most` values; what they share, or hold in a circle, counts each time."""
+    waiting = [content]
+    for _ in range(most):
+        if not waiting:
+            return False
+        value = waiting.pop()
+        if isinstance(value, dict):
+            waiting += value.values()
+        elif isinstance(value, list | tuple | set | frozenset):
+            waiting += value
+    return True
 
 
 @contextmanager

@@ -8,7 +8,9 @@ Source: the plans files of nnU-Net (Isensee et al. 2021, Nature Methods), versio
 
 from __future__ import annotations
 
+import difflib
 import math
+import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -36,6 +38,12 @@ Normalization = Literal[
     "RGBTo01Normalization",
 ]
 ResamplingName = Literal["resample_data_or_seg_to_shape"]
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+"""What a configuration may be called: it names folders."""
+
+_OTHER_KEYS = frozenset({"resampling_fn_seg", "resampling_fn_data", "UNet_class_name", "previous_stage_name"})
+"""Keys of nnU-Net's configurations that look like others."""
+
 RESAMPLING: ResamplingName = "resample_data_or_seg_to_shape"
 
 
@@ -295,6 +303,13 @@ class Plans(_Model):
     def _configurations_are_valid(
         cls, written: dict[str, dict[str, Any]], info: pydantic.ValidationInfo
     ) -> dict[str, dict[str, Any]]:
+        for name, keys in written.items():
+            if not _NAME.fullmatch(name):
+                raise _complaint(
+                    (name,), "must be named with letters, digits, '.', '-' and '_', a letter or digit first", name
+                )
+            if misspelt := _misspelt(keys):
+                raise _complaint((name, misspelt[0]), f"is not known, did you mean {misspelt[1]}?", keys[misspelt[0]])
         # Parents first: what is wrong with a parent is reported once, not again for each child.
         _CONFIGURATIONS.validate_python(_resolved({k: v for k, v in written.items() if "inherits_from" not in v}))
         configurations = _CONFIGURATIONS.validate_python(_resolved(written))
@@ -335,7 +350,7 @@ def read_plans(path: Path) -> Plans:
     Raises:
         InputError: the file cannot be read, or a key does not hold what is allowed; every such key is listed.
     """
-    return read_model(path, Plans, next_step="run `umamba plan` first")
+    return read_model(path, Plans, next_step="run `umamba plan` first, or once more where it was stopped")
 
 
 def write_plans(path: Path, plans: Plans) -> None:
@@ -365,6 +380,15 @@ def _with_inherited(
     if parent in lineage:
         raise _complaint((name, "inherits_from"), f"runs in a circle: {' -> '.join((*lineage, parent))}", parent)
     return {**_with_inherited(parent, written, lineage), **own}
+
+
+def _misspelt(configuration: Mapping[str, Any]) -> tuple[str, str] | None:
+    """A key that is none of a configuration's but much like one, and that one; other unknown keys are kept."""
+    known = [*Configuration.model_fields, "inherits_from"]
+    for key in configuration.keys() - set(known) - _OTHER_KEYS:
+        if likely := difflib.get_close_matches(key, known, n=1, cutoff=0.85):
+            return key, likely[0]
+    return None
 
 
 def _require_length(values: Any, length: int | None, why: str) -> Any:

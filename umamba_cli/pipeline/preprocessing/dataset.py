@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from umamba_cli.pipeline.data.checks import CheckReport, load_and_check
 from umamba_cli.pipeline.data.dataset import Case, Dataset, DatasetDescription
+from umamba_cli.pipeline.data.files import remove_leftovers
 from umamba_cli.pipeline.data.sizes import describe_case, workers_that_fit
 from umamba_cli.pipeline.data.store import Store
 from umamba_cli.pipeline.data.workspace import Workspace
@@ -72,8 +73,9 @@ def preprocess_workspace(
     jobs = [PreprocessingJob(case, dataset.description, plans, configuration, store) for case in dataset.cases]
     todo = [job for job in jobs if not _is_current(job)]
     _require_images(workspace, dataset, configuration, [job.case for job in todo])
+    remove_leftovers(store.folder)
     voxels = _voxels_a_case(plans, configuration)
-    require_disk(store.folder, int(len(todo) * voxels * (4 * dataset.description.num_channels + 1)))
+    require_disk(store.folder, len(todo) * voxels * (4 * dataset.description.num_channels + 1))
     workers = workers or workers_for(plans, configuration, [job.case for job in todo])
     problems: list[tuple[str, ...]] = for_each_case(
         preprocess_and_store,
@@ -135,9 +137,11 @@ def _require_images(workspace: Workspace, dataset: Dataset, configuration: str, 
 
 
 def _voxels_a_case(plans: Plans, configuration: str) -> float:
-    sizes = plans.configuration(configuration).median_image_size_in_voxels
-    slices = plans.original_median_shape_after_transp[: 3 - len(sizes)]
-    return math.prod((*slices, *sizes))
+    """Voxels of a typical case after resampling, by the spacing alone: an inherited median size is another's."""
+    spacing = plans.original_median_spacing_after_transp
+    new_spacing = plans.configuration(configuration).data_spacing(spacing)
+    sizes = zip(plans.original_median_shape_after_transp, spacing, new_spacing, strict=True)
+    return math.prod(n * (old / new) for n, old, new in sizes)
 
 
 def _is_current(job: PreprocessingJob) -> bool:

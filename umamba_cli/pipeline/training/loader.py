@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from umamba_cli.pipeline.errors import WorkError
+from umamba_cli.pipeline.errors import UmambaError, WorkError
 from umamba_cli.pipeline.resources import begin_worker, usable_cores, worker_context
 from umamba_cli.pipeline.training.patches import Patch, PatchSampler, Purpose
 
@@ -50,7 +50,7 @@ class BatchPosition:
     number: int
 
 
-class BatchMaker(Dataset[Batch]):
+class BatchMaker(Dataset["Batch | UmambaError"]):
     """Makes the batch of a position; picklable, so that workers can have it."""
 
     def __init__(
@@ -60,8 +60,17 @@ class BatchMaker(Dataset[Batch]):
         self._augmentation = augmentation
         self._batch_size = batch_size
 
-    def __getitem__(self, position: BatchPosition) -> Batch:
-        """The batch of a position, augmented where it is for training."""
+    def __getitem__(self, position: BatchPosition) -> Batch | UmambaError:
+        """The batch of a position, augmented where it is for training.
+
+        What is wrong with a case comes as a value: the DataLoader would make a traceback of an exception.
+        """
+        try:
+            return self._batch(position)
+        except UmambaError as error:
+            return error
+
+    def _batch(self, position: BatchPosition) -> Batch:
         sampler = self._samplers[position.purpose]
         assert sampler is not None
         patches = []
@@ -90,9 +99,9 @@ def batches(maker: BatchMaker, positions: Iterable[BatchPosition], *, workers: i
         pin: put them into pinned memory, for a GPU.
 
     Raises:
-        WorkError: a worker died.
+        WorkError: a worker died, or a preprocessed file is damaged.
     """
-    loader: DataLoader[Batch] = DataLoader(
+    loader: DataLoader[Batch | UmambaError] = DataLoader(
         maker,
         batch_size=None,
         sampler=positions,
@@ -115,6 +124,8 @@ def batches(maker: BatchMaker, positions: Iterable[BatchPosition], *, workers: i
                 f"a worker process that makes patches died: {error}",
                 next_step="run the same command again, with fewer --workers if memory ran out",
             ) from error
+        if isinstance(batch, UmambaError):
+            raise batch
         yield batch
 
 

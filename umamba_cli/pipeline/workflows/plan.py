@@ -10,7 +10,7 @@ from umamba_cli.pipeline.data.checks import CaseReport, CheckReport, load_and_ch
 from umamba_cli.pipeline.data.dataset import Case, Dataset, DatasetDescription, open_dataset
 from umamba_cli.pipeline.data.files import json_text, write_json
 from umamba_cli.pipeline.data.sizes import describe_case, workers_that_fit
-from umamba_cli.pipeline.data.splits import make_folds, write_folds
+from umamba_cli.pipeline.data.splits import fold_notes, make_folds, read_folds, write_folds
 from umamba_cli.pipeline.data.workspace import Workspace, create_workspace, require_own_folder
 from umamba_cli.pipeline.parallel import for_each_case
 from umamba_cli.pipeline.planning.decisions import Decision
@@ -75,7 +75,12 @@ def plan_workspace(
     keep = workspace.splits_file.exists() and group_by is None
     if not keep:
         write_folds(workspace.splits_file, folds)
-    return PlanResult(workspace, dataset, planned.plans, planned.decisions, keep, replaced, report.notes)
+    notes = report.notes
+    if keep:
+        notes += fold_notes(read_folds(workspace.splits_file), [case.identifier for case in dataset.cases])
+    elif not folds:
+        notes += ("a single case makes no folds: train with -f all",)
+    return PlanResult(workspace, dataset, planned.plans, planned.decisions, keep, replaced, notes)
 
 
 def _measure(dataset: Dataset, workers: int | None, on_progress: OnProgress) -> tuple[CheckReport, Fingerprint]:

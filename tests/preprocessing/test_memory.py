@@ -74,7 +74,7 @@ def test_preprocessing_a_case(
 ) -> None:
     opened = open_dataset(dataset)
     plans = nnunet_plans(spacing=spacing, scheme=scheme, masked=masked)
-    job = PreprocessingJob(opened.cases[0], opened.description, plans, "3d_fullres", Store(tmp_path))
+    job = PreprocessingJob(opened.cases[0], opened.description, plans, "3d_fullres", Store(tmp_path), "digest")
 
     def preprocess() -> None:
         assert preprocess_and_store(job) == ()

@@ -28,7 +28,9 @@ def preprocess(
     from umamba_cli.pipeline.resources import prepare_workers
 
     if workers != 1:
-        prepare_workers("umamba_cli.cli", "umamba_cli.pipeline.preprocessing.dataset", "SimpleITK", "blosc2")
+        prepare_workers(
+            "umamba_cli.cli", "umamba_cli.pipeline.preprocessing.dataset", "scipy.ndimage", "SimpleITK", "blosc2"
+        )
 
     from umamba_cli.pipeline.data.workspace import open_workspace
     from umamba_cli.pipeline.planning.plans import read_plans

@@ -179,7 +179,7 @@ def import_case(job: ImportJob) -> None:
             _image_to_store(files),
             files.read_labels()[0].astype(np.int16),
             job.geometry(name, read[name], grid),
-            plans=job.plans,
+            digest=plans_digest(job.plans, job.plans.configuration(name), job.description),
             configuration=job.plans.configuration(name),
             description=job.description,
             more={"imported": files.state},

@@ -51,6 +51,8 @@ class PreprocessingJob:
     plans: Plans
     configuration: str
     store: Store
+    digest: str
+    """Of the plans; see `plans_digest`."""
 
 
 def preprocess_workspace(
@@ -67,10 +69,10 @@ def preprocess_workspace(
         WorkError: a worker died or a file could not be written.
     """
     plans = read_plans(workspace.plans_file)
-    plans.configuration(configuration)
     dataset = workspace.dataset()
     store = Store(workspace.preprocessed(configuration))
-    jobs = [PreprocessingJob(case, dataset.description, plans, configuration, store) for case in dataset.cases]
+    digest = plans_digest(plans, plans.configuration(configuration), dataset.description)
+    jobs = [PreprocessingJob(case, dataset.description, plans, configuration, store, digest) for case in dataset.cases]
     todo = [job for job in jobs if not _is_current(job)]
     _require_images(workspace, dataset, configuration, [job.case for job in todo])
     remove_leftovers(store.folder)
@@ -145,8 +147,7 @@ def _voxels_a_case(plans: Plans, configuration: str) -> float:
 
 
 def _is_current(job: PreprocessingJob) -> bool:
-    digest = plans_digest(job.plans, job.plans.configuration(job.configuration), job.description)
-    return job.store.origin(job.case.identifier) == (digest, source_state(job.case))
+    return job.store.origin(job.case.identifier) == (job.digest, source_state(job.case))
 
 
 def preprocess_and_store(job: PreprocessingJob) -> tuple[str, ...]:
@@ -166,7 +167,7 @@ def preprocess_and_store(job: PreprocessingJob) -> tuple[str, ...]:
         case.image,
         case.labels,
         case.geometry,
-        plans=job.plans,
+        digest=job.digest,
         configuration=configuration,
         description=job.description,
     )
@@ -180,7 +181,7 @@ def store_case(
     labels: NDArray[np.integer[Any]],
     geometry: CaseGeometry,
     *,
-    plans: Plans,
+    digest: str,
     configuration: Configuration,
     description: DatasetDescription,
     more: Mapping[str, Any] | None = None,
@@ -193,7 +194,7 @@ def store_case(
         image: float32 (channels, z, y, x), or a `.b2nd` file that holds it; see `Store.write`.
         labels: (z, y, x), -1 outside the nonzero mask.
         geometry: how the case came from its image.
-        plans: of the dataset.
+        digest: of the plans; see `plans_digest`.
         configuration: one of the plans' configurations.
         description: of the dataset.
         more: further properties.
@@ -206,7 +207,7 @@ def store_case(
     counts = np.sum([np.bincount(np.maximum(plane, 0).ravel(), minlength=values) for plane in labels], axis=0)
     properties = {
         "identifier": case.identifier,
-        "digest": plans_digest(plans, configuration, description),
+        "digest": digest,
         "source": source_state(case),
         "shape": labels.shape,
         "class_counts": counts[: description.num_classes],  # without `ignore`

@@ -27,8 +27,9 @@ from umamba_cli.pipeline.planning.decisions import (
 from umamba_cli.pipeline.planning.fingerprint import Fingerprint
 from umamba_cli.pipeline.planning.fitting import Budget, Fit, fit_patch, limit_to_preset
 from umamba_cli.pipeline.planning.normalization import normalization_scheme, uses_mask
-from umamba_cli.pipeline.planning.plans import RESAMPLING, Plans
+from umamba_cli.pipeline.planning.plans import Plans
 from umamba_cli.pipeline.planning.presets import PRESETS, PresetName
+from umamba_cli.pipeline.planning.resampling import RESAMPLING
 from umamba_cli.pipeline.planning.spacing import TargetSpacing, coarser, median_shape, target_spacing, transpose_axes
 
 LOWRES_BELOW = 0.25

@@ -23,6 +23,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from umamba_cli.pipeline.data.files import read_model, write_json
 from umamba_cli.pipeline.errors import InputError
 from umamba_cli.pipeline.geometry import Spacing
+from umamba_cli.pipeline.planning.resampling import RESAMPLING, LabelResampling, Resampling, ResamplingName
 
 Count = Annotated[int, Field(ge=1)]
 Size = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -37,14 +38,9 @@ Normalization = Literal[
     "RescaleTo01Normalization",
     "RGBTo01Normalization",
 ]
-ResamplingName = Literal["resample_data_or_seg_to_shape"]
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 """What a configuration may be called: it names folders."""
-
-_OTHER_KEYS = frozenset({"resampling_fn_seg", "resampling_fn_data", "UNet_class_name", "previous_stage_name"})
-"""Keys of nnU-Net's configurations that look like others."""
-
-RESAMPLING: ResamplingName = "resample_data_or_seg_to_shape"
 
 
 class _Model(pydantic.BaseModel):
@@ -137,26 +133,6 @@ class Architecture(_Model):
     network_class_name: str
     arch_kwargs: NetworkArguments
     kw_requires_import: tuple[str, ...] = Field(default=(), alias="_kw_requires_import")
-
-
-class Resampling(_Model):
-    """How images or probabilities are brought to another number of voxels."""
-
-    order: Literal[0, 1, 3]
-    """Of the splines: nearest voxel, linear, cubic."""
-
-    order_z: Literal[0] = 0
-    """Of the axis that is resampled apart: always the nearest voxel."""
-
-    force_separate_z: bool | None = None
-    """Whether the coarsest axis is resampled apart; None: where it is more than three times coarser than another."""
-
-
-class LabelResampling(Resampling):
-    """How label maps are brought to another number of voxels."""
-
-    order: Literal[0, 1]
-    """The nearest voxel's label, or the one with the largest linearly interpolated share."""
 
 
 class Configuration(_Model):
@@ -385,7 +361,7 @@ def _with_inherited(
 def _misspelt(configuration: Mapping[str, Any]) -> tuple[str, str] | None:
     """A key that is none of a configuration's but much like one, and that one; other unknown keys are kept."""
     known = [*Configuration.model_fields, "inherits_from"]
-    for key in configuration.keys() - set(known) - _OTHER_KEYS:
+    for key in configuration.keys() - set(known):
         if likely := difflib.get_close_matches(key, known, n=1, cutoff=0.85):
             return key, likely[0]
     return None

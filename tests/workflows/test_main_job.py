@@ -72,7 +72,7 @@ def test_check_plan_and_preprocess_say_what_they_did(umamba: Callable, tiny_data
         "logs",
     }
     first = umamba("preprocess", work, "-c", "3d_fullres", "-j", 1)
-    assert "preprocess 5/5: " in first.err
+    assert "preprocess 3d_fullres 5/5: " in first.err
     again = umamba("preprocess", work, "-c", "3d_fullres", "-j", 1)
     assert "5 of them were there already" in again.out
     assert "5/5" not in again.err

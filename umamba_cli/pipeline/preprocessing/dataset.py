@@ -82,7 +82,7 @@ def preprocess_workspace(
     problems: list[tuple[str, ...]] = for_each_case(
         preprocess_and_store,
         todo,
-        task="preprocess",
+        task=f"preprocess {configuration}",
         name=lambda job: job.case.identifier,
         describe=lambda job: describe_case(job.case),
         workers=workers,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -131,10 +132,11 @@ def bad_cases(done: Finished) -> dict[str, str]:
     return dict(line.strip().split(": ", 1) for line in details)
 
 
-def snapshot(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder but the logs, with its content."""
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix != ".log")
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+def snapshot(folder: Path) -> dict[str, bytes | None]:
+    """Every file below a folder but the logs, with its content; None where that may not be read."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix != ".log"]
+    readable = [path for path in files if os.access(path, os.R_OK)]
+    return {str(path.relative_to(folder)): path.read_bytes() if path in readable else None for path in files}
 
 
 def stored_arrays(workspace: Path) -> dict[str, NDArray[Any]]:

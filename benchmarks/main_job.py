@@ -15,13 +15,13 @@ import tempfile
 import time
 from pathlib import Path
 
-from _report import Bar, finish
+from _report import Bar, Parser, finish
 
 STAGES = ("check", "plan", "preprocess", "train", "predict", "evaluate")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("dataset", type=Path)
     parser.add_argument("-c", "--configuration", default="3d_fullres")
     parser.add_argument("-m", "--models", default="umamba-bot", help="separated by commas")
@@ -30,7 +30,6 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10, help="bar for umamba-bot, all six commands together")
     parser.add_argument("--dice", type=float, default=0.80, help="bar for umamba-bot's mean Dice")
     parser.add_argument("--keep", type=Path, help="work in this folder and keep it")
-    parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
 
     folder = arguments.keep or Path(tempfile.mkdtemp())

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from phantoms import Finished
+from raw_datasets import error_lines
 
 
 @pytest.fixture
@@ -19,17 +20,9 @@ def dataset(tiny_dataset: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny_dataset, tmp_path / tiny_dataset.name))
 
 
-STEPS = tuple(f"{task} " for task in ("check", "plan", "preprocess", "predict", "evaluate"))
-
-
 def refused(done: Finished, *expected: str) -> list[str]:
-    """The error's lines: what is wrong, details, what to do next; no traceback, nothing on standard output."""
-    assert done.code == 2, done.err
-    lines = [line for line in done.err.splitlines() if not line.startswith(STEPS)]
-    assert lines[0].startswith("error: ")
-    assert lines[-1].startswith("next: ")
-    assert "Traceback" not in done.err
-    assert done.out == ""
+    """The lines of an error in what was given."""
+    lines = error_lines(done, code=2)
     for text in expected:
         assert text in done.err
     return lines

@@ -23,16 +23,6 @@ from umamba_cli.pipeline.interop.msd import ConvertedDataset, convert_msd
 from umamba_cli.pipeline.progress import Progress, ignore_progress
 
 
-@pytest.fixture
-def task(tmp_path: Path) -> Path:
-    return make_task(tmp_path / "Task04_Phantom")
-
-
-@pytest.fixture
-def dataset(tmp_path: Path) -> Path:
-    return tmp_path / "Dataset004_Phantom"
-
-
 def channels_of(path: Path) -> list[sitk.Image]:
     """What SimpleITK makes of each volume of a 4D file, with the 3x3 part of its direction."""
     image = sitk.ReadImage(str(path))

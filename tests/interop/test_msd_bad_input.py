@@ -13,16 +13,6 @@ from msd_tasks import SHAPE, convert, edit, files_in, make_task, patch, write_ni
 from umamba_cli.pipeline.errors import InputError, WorkError
 
 
-@pytest.fixture
-def task(tmp_path: Path) -> Path:
-    return make_task(tmp_path / "Task04_Phantom")
-
-
-@pytest.fixture
-def dataset(tmp_path: Path) -> Path:
-    return tmp_path / "Dataset004_Phantom"
-
-
 def refused(task: Path, dataset: Path, *expected: str) -> InputError:
     """Convert, expect an error that says all this, and no file beyond those that were there."""
     there = files_in(dataset) if dataset.is_dir() else None

@@ -18,8 +18,7 @@ def check(
     """Look at every case of a dataset and list all that is wrong. Exits with 2 where a case is bad."""
     from umamba_cli.pipeline.resources import prepare_workers
 
-    if workers != 1:
-        prepare_workers("umamba_cli.cli", "umamba_cli.pipeline.data.checks", "SimpleITK")
+    prepare_workers(workers, "umamba_cli.cli", "umamba_cli.pipeline.data.checks", "SimpleITK")
 
     from umamba_cli.pipeline.data.checks import check_dataset
     from umamba_cli.pipeline.data.dataset import open_dataset

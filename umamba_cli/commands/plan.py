@@ -80,8 +80,7 @@ def plan(
 
     from umamba_cli.pipeline.resources import prepare_workers
 
-    if workers != 1:
-        prepare_workers("umamba_cli.cli", "umamba_cli.pipeline.workflows.plan", "SimpleITK")
+    prepare_workers(workers, "umamba_cli.cli", "umamba_cli.pipeline.workflows.plan", "SimpleITK")
 
     from umamba_cli.pipeline.data.workspace import default_workspace
     from umamba_cli.pipeline.errors import InputError

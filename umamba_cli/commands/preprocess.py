@@ -27,10 +27,8 @@ def preprocess(
     """Prepare the images for training. Finished cases are kept, so it can be run again after a stop."""
     from umamba_cli.pipeline.resources import prepare_workers
 
-    if workers != 1:
-        prepare_workers(
-            "umamba_cli.cli", "umamba_cli.pipeline.preprocessing.dataset", "scipy.ndimage", "SimpleITK", "blosc2"
-        )
+    stage = "umamba_cli.pipeline.preprocessing.dataset"
+    prepare_workers(workers, "umamba_cli.cli", stage, "scipy.ndimage", "SimpleITK", "blosc2")
 
     from umamba_cli.pipeline.data.workspace import open_workspace
     from umamba_cli.pipeline.planning.plans import read_plans

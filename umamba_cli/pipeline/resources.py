@@ -81,14 +81,15 @@ def _end_with(sentinel: int) -> None:
     os._exit(1)
 
 
-def prepare_workers(*modules: str) -> None:
+def prepare_workers(workers: int | None, *modules: str) -> None:
     """Start what worker processes come from, so that it imports what they will need while this process does the same.
 
     Args:
+        workers: how many there will be; for a single one the work is done in this process, and nothing is started.
         modules: to import there; none may start threads as it is imported.
     """
     context = worker_context()
-    if context.get_start_method() == "forkserver":
+    if workers != 1 and context.get_start_method() == "forkserver":
         from multiprocessing import forkserver
 
         context.set_forkserver_preload(list(modules))

@@ -82,6 +82,14 @@ def _cannot_write(path: Path, error: OSError) -> WorkError:
     )
 
 
+def file_state(path: Path) -> tuple[int | None, int | None]:
+    """Size in bytes and time of change in nanoseconds, which tell whether a file has changed; None where it is gone."""
+    if not path.exists():
+        return None, None
+    state = path.stat()
+    return state.st_size, state.st_mtime_ns
+
+
 def link_or_copy(source: Path, target: Path) -> None:
     """Make `target` the same file as `source`: a hard link where the file system allows it, otherwise a copy.
 
@@ -93,10 +101,8 @@ def link_or_copy(source: Path, target: Path) -> None:
     """
     source = source.resolve()
     state = source.stat()
-    if target.exists():
-        there = target.stat()
-        if target.samefile(source) or (there.st_size, there.st_mtime_ns) == (state.st_size, state.st_mtime_ns):
-            return
+    if file_state(target) == file_state(source):
+        return
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".partial-", dir=target.parent) as folder:

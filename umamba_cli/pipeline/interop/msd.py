@@ -16,7 +16,15 @@ from typing import Annotated, Any
 import pydantic
 
 from umamba_cli.pipeline.data.dataset import BACKGROUND, DatasetDescription
-from umamba_cli.pipeline.data.files import read_json, read_model, remove_leftovers, to_plain, validated, write_json
+from umamba_cli.pipeline.data.files import (
+    file_state,
+    read_json,
+    read_model,
+    remove_leftovers,
+    to_plain,
+    validated,
+    write_json,
+)
 from umamba_cli.pipeline.data.images import UnreadableImage, file_ending
 from umamba_cli.pipeline.errors import InputError
 from umamba_cli.pipeline.interop.nifti_volumes import count_volumes, split_volumes
@@ -146,8 +154,7 @@ class _Job:
 
     def origin(self) -> dict[str, Any]:
         """Path, size and time of change of the file that each part is made of."""
-        states = {part.kind: (part.source, part.source.stat()) for part in self.parts}
-        return {kind: [source, state.st_size, state.st_mtime_ns] for kind, (source, state) in states.items()}
+        return {part.kind: [part.source, *file_state(part.source)] for part in self.parts}
 
 
 def convert_msd(

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from umamba_cli.pipeline.data import tiff
 from umamba_cli.pipeline.data.checks import grid_problems, label_problems
 from umamba_cli.pipeline.data.dataset import Case, DatasetDescription
-from umamba_cli.pipeline.data.files import link_or_copy
+from umamba_cli.pipeline.data.files import file_state, link_or_copy
 from umamba_cli.pipeline.data.images import file_ending, read_label_map, write_label_map
 from umamba_cli.pipeline.data.store import Store
 from umamba_cli.pipeline.data.workspace import Workspace
@@ -59,12 +59,10 @@ class ImportJob:
         """True where the dataset's label map is the reference, or was rebuilt since nnU-Net wrote the arrays."""
         if not self.label.is_file():
             return False
-        state = self.label.stat()
         if self.reference is not None:
-            reference = self.reference.stat()
-            return (state.st_size, state.st_mtime_ns) == (reference.st_size, reference.st_mtime_ns)
+            return file_state(self.label) == file_state(self.reference)
         arrays = (path for files in self.files.values() for path in files.arrays if path.is_file())
-        return state.st_mtime_ns >= max((path.stat().st_mtime_ns for path in arrays), default=0)
+        return self.label.stat().st_mtime_ns >= max((path.stat().st_mtime_ns for path in arrays), default=0)
 
     def store(self, configuration: str) -> Store:
         """Where the cases of a configuration go."""

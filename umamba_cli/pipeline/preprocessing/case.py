@@ -7,7 +7,6 @@ import json
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 
 from umamba_cli.pipeline.data import tiff
 from umamba_cli.pipeline.data.dataset import Case, DatasetDescription
-from umamba_cli.pipeline.data.files import to_plain
+from umamba_cli.pipeline.data.files import file_state, to_plain
 from umamba_cli.pipeline.data.images import Image, file_ending
 from umamba_cli.pipeline.data.nonzero import nonzero_box, nonzero_mask
 from umamba_cli.pipeline.errors import InputError
@@ -228,11 +227,5 @@ def source_state(case: Case) -> list[list[Any]]:
     """Name, size and time of change of the files that a case is made from; None for one that is not there."""
     images = [*case.images, *filter(None, [case.label])]
     spacings = [tiff.spacing_file(path) for path in images if file_ending(path) in tiff.ENDINGS]
-    return [_file_state(path) for path in (*images, *dict.fromkeys(path for path in spacings if path.is_file()))]
-
-
-def _file_state(path: Path) -> list[Any]:
-    if not path.exists():
-        return [path.name, None, None]
-    state = path.stat()
-    return [path.name, state.st_size, state.st_mtime_ns]
+    files = (*images, *dict.fromkeys(path for path in spacings if path.is_file()))
+    return [[path.name, *file_state(path)] for path in files]

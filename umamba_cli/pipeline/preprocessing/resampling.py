@@ -12,7 +12,7 @@ their prefilter are those of Unser, Aldroubi and Eden 1993, as scipy.ndimage has
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -95,12 +95,7 @@ def resample_image(
     axis = thick_axis(spacing_mm, new_spacing_mm, separate=separate)
     resized = np.empty((len(voxels), *new_shape), dtype=np.float32)
     for channel, result in zip(voxels, resized, strict=True):
-        if axis is None:
-            _resize(channel, result, order)
-        else:
-            for plane, copies in _planes_apart(channel, result, axis):
-                _resize(plane[None], copies[:1], order)
-                copies[1:] = copies[0]
+        _resize_apart(_resize, channel, result, axis, order)
     return resized
 
 
@@ -131,22 +126,27 @@ def resample_labels(
         return labels
     axis = thick_axis(spacing_mm, new_spacing_mm, separate=separate)
     resized = np.empty(new_shape, dtype=labels.dtype)
-    if axis is None:
-        _resize_labels(labels, resized, order)
-    else:
-        for plane, copies in _planes_apart(labels, resized, axis):
-            _resize_labels(plane[None], copies[:1], order)
-            copies[1:] = copies[0]
+    _resize_apart(_resize_labels, labels, resized, axis, order)
     return resized
 
 
-def _planes_apart(volume: NDArray[Any], result: NDArray[Any], axis: int) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
-    """Each plane across `axis` that is the nearest to some planes of the result, and those: (planes, rows, columns)."""
+def _resize_apart(
+    resize: Callable[[NDArray[Any], NDArray[Any], int], None],
+    volume: NDArray[Any],
+    result: NDArray[Any],
+    axis: int | None,
+    order: int,
+) -> None:
+    """`resize` a volume into `result`: whole, or plane by plane across `axis`, each to where it is the nearest."""
+    if axis is None:
+        resize(volume, result, order)
+        return
     planes, results = np.moveaxis(volume, axis, 0), np.moveaxis(result, axis, 0)
     nearest = _nearest(len(planes), len(results))
     for index in np.unique(nearest):
         first, last = np.searchsorted(nearest, [index, index + 1])
-        yield planes[index], results[first:last]
+        resize(planes[index][None], results[first : first + 1], order)
+        results[first + 1 : last] = results[first]
 
 
 def _centres(old: int, new: int) -> NDArray[np.float64]:

@@ -1,29 +1,50 @@
+"""Every backend that runs here against the definition, one token after the other in float64."""
+
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.library import opcheck
 
 from umamba_cli.pipeline.errors import InputError
-from umamba_cli.pipeline.networks.scan import choose_backend, selective_scan, torch_backend
+from umamba_cli.pipeline.networks.scan import (
+    backends,
+    causal_convolution,
+    choose_backend,
+    selective_scan,
+    torch_backend,
+)
+
+HERE = ("torch", "numba")  # triton has tests of its own, mamba_ssm needs a GPU
 
 NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
 
 
 def recurrence(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, delta_bias: Tensor
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
 ) -> Tensor:
     """The definition, one token after the other, in float64."""
-    step = F.softplus(delta + delta_bias)
+    step = F.softplus(delta if delta_bias is None else delta + delta_bias)
     h = u.new_zeros(u.shape[0], u.shape[2], A.shape[1])
     y = []
     for t in range(u.shape[1]):
         h = torch.exp(step[:, t, :, None] * A) * h + (step[:, t] * u[:, t])[..., None] * B[:, t, None, :]
-        y.append((h * C[:, t, None, :]).sum(-1) + D * u[:, t])
-    return torch.stack(y, 1) * F.silu(z)
+        y.append((h * C[:, t, None, :]).sum(-1) + (0 if D is None else D * u[:, t]))
+    return torch.stack(y, 1) * (1 if z is None else F.silu(z))
 
 
 def inputs(batch: int, length: int, channels: int, state: int = 16, *, delta_range: float = 3.0) -> list[Tensor]:
@@ -45,23 +66,28 @@ def inputs(batch: int, length: int, channels: int, state: int = 16, *, delta_ran
     ]
 
 
-def largest_differences(tensors: list[Tensor]) -> dict[str, float]:
-    """Output and all eight gradients against the recurrence in float64, relative to each tensor's largest magnitude."""
-    ours = [t.clone().requires_grad_() for t in tensors]
-    theirs = [t.double().requires_grad_() for t in tensors]
-    y, expected = selective_scan(*ours), recurrence(*theirs)
+def largest_differences(tensors: list[Tensor | None], backend: str) -> dict[str, float]:
+    """Output and all gradients against the recurrence in float64, relative to each tensor's largest magnitude."""
+    ours = [None if t is None else t.detach().requires_grad_() for t in tensors]
+    theirs = [None if t is None else t.detach().double().requires_grad_() for t in tensors]
+    y, expected = selective_scan(*ours, backend=backend), recurrence(*theirs)  # type: ignore[arg-type]
     weight = torch.randn(y.shape, generator=torch.Generator().manual_seed(1))
-    gradients = torch.autograd.grad(y, ours, weight.to(y.dtype))
-    expected_gradients = torch.autograd.grad(expected, theirs, weight.double())
-    pairs = zip(("y", *NAMES), (y, *gradients), (expected, *expected_gradients), strict=True)
-    return {name: ((a - b).abs().max() / b.abs().max().clamp_min(1e-12)).item() for name, a, b in pairs}
+    y.backward(weight)
+    expected.backward(weight.double())
+    pairs = {"y": (y, expected)}
+    for name, a, b in zip(NAMES, ours, theirs, strict=True):
+        if a is not None and b is not None:
+            assert a.grad is not None
+            assert b.grad is not None
+            pairs[name] = (a.grad, b.grad)
+    return {name: ((a - b).abs().max() / b.abs().max().clamp_min(1e-12)).item() for name, (a, b) in pairs.items()}
 
 
 @pytest.mark.parametrize("length", [2, 7, 64, 101, 333])
 @pytest.mark.parametrize("budget", [64, 1024, torch_backend.STEP_ELEMENTS])
-def test_output_and_gradients_equal_the_recurrence(length: int, budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torch_in_chunks_equals_the_recurrence(length: int, budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch_backend, "STEP_ELEMENTS", budget)
-    assert max(largest_differences(inputs(2, length, 3)).values()) < 1e-5
+    assert max(largest_differences(inputs(2, length, 3), "torch").values()) < 1e-5
 
 
 def test_budgets_above_do_cut_the_sequence() -> None:
@@ -70,16 +96,164 @@ def test_budgets_above_do_cut_the_sequence() -> None:
     assert 333 % steps != 0
 
 
-def test_one_token_one_channel_one_image() -> None:
-    differences = largest_differences(inputs(1, 1, 1))
-    differences.pop("A")  # nothing decays over one token: the gradient is zero on both sides
+# Lengths, channels and states around the sizes of chunks (16), vectors (16) and groups of states (8).
+SHAPES = [
+    (2, 1, 16, 16),
+    (1, 15, 1, 16),
+    (3, 16, 20, 16),
+    (2, 77, 48, 16),
+    (1, 257, 64, 5),
+    (2, 33, 33, 20),
+    (1, 40, 16, 1),
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_numba_equals_the_recurrence(shape: tuple[int, int, int, int], threads: int) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        differences = largest_differences(inputs(*shape), "numba")
+    finally:
+        torch.set_num_threads(before)
+    if shape[1] == 1:
+        differences.pop("A")  # nothing decays over one token: the gradient is zero on both sides
     assert max(differences.values()) < 1e-5
 
 
+@pytest.mark.parametrize("backend", HERE)
+def test_one_token_one_channel_one_image(backend: str) -> None:
+    differences = largest_differences(inputs(1, 1, 1), backend)
+    differences.pop("A")
+    assert max(differences.values()) < 1e-5
+
+
+@pytest.mark.parametrize("backend", HERE)
 @pytest.mark.parametrize("budget", [64, torch_backend.STEP_ELEMENTS])
-def test_extreme_step_sizes(budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_extreme_step_sizes(backend: str, budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch_backend, "STEP_ELEMENTS", budget)
-    assert max(largest_differences(inputs(1, 90, 2, delta_range=30.0)).values()) < 1e-5
+    tensors = inputs(1, 90, 2, delta_range=30.0)
+    assert max(largest_differences(tensors, backend).values()) < 1e-5
+    for step in (-30.0, 19.9, 20.1, 30.0):  # below, and around where softplus becomes the identity
+        tensors[1] = torch.full_like(tensors[0], step)
+        assert max(largest_differences(tensors, backend).values()) < 1e-5
+
+
+@pytest.mark.parametrize("backend", HERE)
+@pytest.mark.parametrize("left_out", [("D",), ("z",), ("delta_bias",), ("D", "z", "delta_bias")])
+def test_optional_parts_may_be_left_out(backend: str, left_out: tuple[str, ...]) -> None:
+    tensors = [None if name in left_out else t for name, t in zip(NAMES, inputs(1, 40, 18), strict=True)]
+    assert max(largest_differences(tensors, backend).values()) < 1e-5
+
+
+@pytest.mark.parametrize("backend", HERE)
+def test_inputs_that_are_not_contiguous(backend: str) -> None:
+    """Slices of wider tensors, as Mamba's projections give them, and tensors whose channels are not side by side."""
+    tensors = inputs(2, 50, 16)
+    expected = selective_scan(*tensors, backend=backend)
+    sliced = [F.pad(t, (3, 5))[..., 3:-5] if t.dim() == 3 else t for t in tensors]
+    strided = [t.mT.contiguous().mT if t.dim() == 3 else t for t in tensors]
+    assert not any(t.is_contiguous() for t in (sliced[0], strided[0]))
+    for others in (sliced, strided):
+        torch.testing.assert_close(selective_scan(*others, backend=backend), expected)
+        assert max(largest_differences([t.detach() for t in others], backend).values()) < 1e-5
+
+
+@pytest.mark.parametrize("backend", HERE)
+def test_a_gradient_of_one_number_spread_out(backend: str) -> None:
+    """`sum().backward()` gives a gradient without memory of its own."""
+    ours = [t.requires_grad_() for t in inputs(2, 30, 16)]
+    theirs = [t.detach().double().requires_grad_() for t in ours]
+    selective_scan(*ours, backend=backend).sum().backward()
+    recurrence(*theirs).sum().backward()
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.grad is not None
+        torch.testing.assert_close(a.grad.double(), b.grad, rtol=1e-4, atol=1e-5 * float(b.grad.abs().max()))  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("backend", HERE)
+def test_gradients_only_of_what_asks_for_one(backend: str) -> None:
+    tensors = inputs(1, 20, 16)
+    tensors[2].requires_grad_()
+    selective_scan(*tensors, backend=backend).sum().backward()
+    assert tensors[2].grad is not None
+    assert all(t.grad is None for i, t in enumerate(tensors) if i != 2)
+
+
+@pytest.mark.parametrize("backend", HERE)
+@pytest.mark.parametrize("shape", [(0, 5, 16), (2, 0, 16)])
+def test_nothing_in_nothing_out(backend: str, shape: tuple[int, int, int]) -> None:
+    tensors = [t.requires_grad_() for t in inputs(*shape)]
+    y = selective_scan(*tensors, backend=backend)
+    assert y.shape == shape
+    y.sum().backward()
+    assert all(t.grad is not None and not t.grad.any() for t in tensors)
+
+
+@pytest.mark.parametrize("backend", HERE)
+@pytest.mark.parametrize("index", range(8))
+def test_no_nan_is_lost(backend: str, index: int) -> None:
+    tensors = inputs(1, 20, 16)
+    tensors[index].view(-1)[0] = math.nan
+    assert selective_scan(*tensors, backend=backend).isnan().any()
+
+
+def test_calls_from_several_threads_at_once() -> None:
+    tensors = inputs(2, 300, 32)
+    expected = selective_scan(*tensors, backend="numba")
+    with ThreadPoolExecutor(4) as pool:
+        for y in pool.map(lambda _: selective_scan(*tensors, backend="numba"), range(20)):
+            assert torch.equal(y, expected)
+
+
+@pytest.mark.parametrize("backend", HERE)
+def test_autograd_meta_and_compiler_know_the_operators(backend: str) -> None:
+    tensors = [t.requires_grad_() for t in inputs(2, 20, 16)]
+    opcheck(torch.ops.umamba.selective_scan.default, (*tensors, True, backend))
+    weight, bias = torch.randn(16, 4, requires_grad=True), torch.randn(16, requires_grad=True)
+    opcheck(torch.ops.umamba.causal_convolution.default, (tensors[0], weight, bias, backend))
+
+
+def test_shapes_without_numbers() -> None:
+    tensors = [t.to("meta").requires_grad_() for t in inputs(2, 20, 16)]
+    y = selective_scan(*tensors)
+    y.sum().backward()
+    assert y.shape == (2, 20, 16)
+    assert tensors[2].grad is not None
+    assert tensors[2].grad.shape == (16, 16)
+
+
+def test_a_second_derivative_is_refused() -> None:
+    u, *others = inputs(1, 10, 16)
+    first = torch.autograd.grad(selective_scan(u.requires_grad_(), *others).sum(), u, create_graph=True)[0]
+    with pytest.raises(NotImplementedError, match="once"):
+        first.sum().backward()
+
+
+@pytest.mark.parametrize("backend", HERE)
+@pytest.mark.parametrize(
+    "shape", [(2, 77, 48, 4), (1, 3, 5, 4), (3, 130, 17, 3), (1, 200, 16, 4), (1, 1, 1, 1), (2, 40, 20, 6)]
+)
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_the_convolution_is_pytorchs(backend: str, shape: tuple[int, int, int, int], with_bias: bool) -> None:
+    batch, length, channels, taps = shape
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(batch, length, 2 * channels, generator=generator)[..., :channels]
+    ours = [x, torch.randn(channels, taps, generator=generator), torch.randn(channels, generator=generator)]
+    ours = [t.detach().requires_grad_() for t in ours[: 2 + with_bias]]
+    theirs = [t.detach().double().requires_grad_() for t in ours]
+    y = causal_convolution(*ours, backend=backend)
+    weight, bias = theirs[1][:, None], theirs[2] if with_bias else None
+    padded = F.conv1d(theirs[0].mT, weight, bias, groups=channels, padding=taps - 1)
+    expected = F.silu(padded[..., :length].mT)
+    dy = torch.randn(y.shape, generator=generator)
+    y.backward(dy)
+    expected.backward(dy.double())
+    for a, b in ((y, expected), *((p.grad, q.grad) for p, q in zip(ours, theirs, strict=True))):
+        assert a is not None
+        assert b is not None
+        assert float(((a - b).abs().max() / b.abs().max()).detach()) < 1e-5
 
 
 def test_float64_stays_float64_and_passes_gradcheck(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,22 +272,8 @@ def test_low_precision_is_computed_in_float32() -> None:
     assert float((y - recurrence(*rounded)).abs().max() / recurrence(*rounded).abs().max()) < 1e-5
 
 
-def test_optional_parts_may_be_left_out() -> None:
-    u, delta, A, B, C, D, z, bias = inputs(1, 20, 3)
-    zeros, open_gate = torch.zeros_like(D), torch.full_like(z, 50.0)
-    expected = recurrence(*(t.double() for t in (u, delta, A, B, C, zeros, open_gate, zeros))) / 50.0
-    torch.testing.assert_close(selective_scan(u, delta, A, B, C).double(), expected, rtol=1e-4, atol=1e-5)
-    assert not torch.equal(selective_scan(u, delta, A, B, C, D, z, bias), selective_scan(u, delta, A, B, C))
-
-
-def test_inputs_that_are_not_contiguous() -> None:
-    tensors = inputs(2, 50, 4)
-    strided = [t.mT.contiguous().mT if t.dim() == 3 else t for t in tensors]
-    assert not strided[0].is_contiguous()
-    torch.testing.assert_close(selective_scan(*strided), selective_scan(*tensors))
-
-
-def test_memory_does_not_hold_a_state_for_every_token() -> None:
+@pytest.mark.parametrize("backend", HERE)
+def test_memory_does_not_hold_a_state_for_every_token(backend: str) -> None:
     """What backward keeps is far less than (batch, length, channels, state)."""
     batch, length, channels, state = 1, 20_000, 4, 16
     tensors = [t.requires_grad_() for t in inputs(batch, length, channels, state)]
@@ -124,7 +284,7 @@ def test_memory_does_not_hold_a_state_for_every_token() -> None:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        selective_scan(*tensors)
+        selective_scan(*tensors, backend=backend)
     inputs_and_output = sum(t.numel() for t in tensors) * 3
     assert sum(kept) < inputs_and_output + 0.1 * batch * length * channels * state
 
@@ -138,9 +298,29 @@ def test_chunk_length_is_within_its_bounds(length: int, per_step: int, budget: i
 
 
 def test_backends_are_chosen_by_device_name_and_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert choose_backend("cpu").name == "torch"
+    monkeypatch.delenv("UMAMBA_SCAN", raising=False)
+    assert choose_backend("cpu").name == "numba"
     assert choose_backend("mps").name == "torch"
+    assert choose_backend("cpu", "torch").name == "torch"
+    monkeypatch.setenv("UMAMBA_SCAN", "torch")
+    assert choose_backend("cpu").name == "torch"
     monkeypatch.setenv("UMAMBA_SCAN", "nonsense")
     with pytest.raises(InputError, match="nonsense"):
         choose_backend("cpu")
-    assert choose_backend("cpu", "torch").name == "torch"
+
+
+def test_a_backend_that_is_broken_or_absent_is_passed_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    broken = tmp_path / "built_for_another_torch.py"
+    broken.write_text("raise ImportError('undefined symbol')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for module, reason in (("built_for_another_torch", "undefined symbol"), ("not_there_at_all", "not installed")):
+        changed = replace(backends.BACKENDS["numba"], package=module)
+        monkeypatch.setitem(backends.BACKENDS, "numba", changed)
+        assert choose_backend("cpu").name == "torch"
+        with pytest.raises(InputError, match=reason):
+            choose_backend("cpu", "numba")
+
+
+def test_a_backend_of_another_device_is_refused() -> None:
+    with pytest.raises(InputError, match="does not run on mps"):
+        choose_backend("mps", "numba")

@@ -9,6 +9,8 @@ from typing import Any, Literal
 from umamba_cli.pipeline.errors import InputError
 
 Axes = tuple[int, ...]
+BlockKind = Literal["plain", "residual"]
+ShortcutKind = Literal["convolution", "convolution_each_stage", "pooling"]
 
 
 @dataclass(frozen=True)
@@ -39,14 +41,39 @@ class Architecture:
     blocks_per_stage_decoder: tuple[int, ...]
     """Blocks in each stage of the decoder, lowest resolution last: entry i works at the resolution of stage i."""
 
-    block: Literal["plain", "residual"] = "plain"
-    """Plain convolutions as in nnU-Net's U-Net, or residual blocks as in U-Mamba."""
+    block: BlockKind = "plain"
+    """Of the encoder: plain convolutions as in nnU-Net's U-Net, or residual blocks of two as in U-Mamba."""
 
-    stem: bool = False
-    """Blocks at full resolution before the first stage, as U-Mamba has them."""
+    block_decoder: BlockKind | None = None
+    """Of the decoder; None: as in the encoder. nnU-Net's residual encoder has a plain decoder."""
+
+    shortcut: ShortcutKind = "convolution"
+    """What the input of a residual block goes through before it is added, where the block changes size or width:
+    `convolution`, a 1x1 convolution with the block's stride; `convolution_each_stage`, the same, and in the first block
+    of every stage even where nothing changes (the released U-Mamba); `pooling`, the average over the stride, then a 1x1
+    convolution and a norm where the width changes (nnU-Net's residual encoder)."""
+
+    stem: Literal["none", "convolution", "blocks"] = "none"
+    """Before the first stage, at full resolution: nothing, one convolution with norm and activation as in nnU-Net's
+    residual encoder, or as many blocks as the first stage has, as in U-Mamba."""
+
+    upsampling: Literal["transposed", "nearest"] = "transposed"
+    """Of the decoder: a transposed convolution, or nearest neighbour and a 1x1 convolution (the released U-Mamba)."""
+
+    full_resolution_skip: bool = True
+    """Whether the last stage of the decoder sees the encoder's map beside its own (the released U-Mamba: not in 2D)."""
 
     mamba: Literal["none", "bottleneck", "encoder"] = "none"
-    """Where Mamba layers stand: nowhere, after the last stage, or after every stage of the encoder."""
+    """Where Mamba layers stand: nowhere, after the last stage, or after the stages of the encoder."""
+
+    mamba_every: int = 1
+    """With Mamba in the encoder: 1, at every stage; 2, at every second one, counted back from the last (the released
+    U-Mamba in 2D)."""
+
+    channel_tokens_for: Axes | None = None
+    """A patch size: Mamba layers at stages that have no more voxels than channels then take the channels as their
+    tokens, each as long as the stage has voxels, and the weights fit this patch size alone (the released U-Mamba_Enc).
+    None: tokens are voxels at every stage, and any size will do."""
 
     def __post_init__(self) -> None:
         stages = len(self.features_per_stage)
@@ -66,6 +93,16 @@ class Architecture:
             raise _contradiction(f"networks have 2 or 3 dimensions, the plan has {self.dimensions}")
         if any(k % 2 == 0 for axes in self.kernel_sizes for k in axes):
             raise _contradiction(f"kernel sizes must be odd, they are {self.kernel_sizes}")
+        if self.mamba_every < 1:
+            raise _contradiction(f"mamba_every must be 1 or more, it is {self.mamba_every}")
+        self._check_channel_tokens()
+
+    def _check_channel_tokens(self) -> None:
+        patch = self.channel_tokens_for
+        if patch is None:
+            return
+        if len(patch) != self.dimensions or any(n < d or n % d for n, d in zip(patch, self.divisor, strict=True)):
+            raise _contradiction(f"channel_tokens_for is {patch}, it must be a multiple of {self.divisor}")
 
     @property
     def dimensions(self) -> int:
@@ -76,6 +113,30 @@ class Architecture:
     def divisor(self) -> Axes:
         """What the size of an input must be a multiple of, by axis."""
         return tuple(math.prod(stage[axis] for stage in self.strides) for axis in range(self.dimensions))
+
+    @property
+    def mamba_stages(self) -> tuple[int, ...]:
+        """Stages of the encoder that a Mamba layer follows."""
+        last = len(self.features_per_stage) - 1
+        if self.mamba == "none":
+            return ()
+        if self.mamba == "bottleneck":
+            return (last,)
+        return tuple(range(last, -1, -self.mamba_every))[::-1]
+
+    @property
+    def channel_token_voxels(self) -> dict[int, int]:
+        """Voxels of the stages at which the Mamba layer takes the channels as its tokens."""
+        if self.channel_tokens_for is None:
+            return {}
+        return {
+            stage: voxels
+            for stage in self.mamba_stages
+            if (voxels := self._voxels(stage, self.channel_tokens_for)) <= self.features_per_stage[stage]
+        }
+
+    def _voxels(self, stage: int, patch_size: Axes) -> int:
+        return math.prod(patch_size) // math.prod(step for strides in self.strides[: stage + 1] for step in strides)
 
     def to_json(self) -> dict[str, Any]:
         """A dictionary for a JSON file."""

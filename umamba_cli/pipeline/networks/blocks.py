@@ -1,7 +1,8 @@
 """The convolutional building blocks, in any number of dimensions.
 
 Sources: Isensee et al., "nnU-Net", Nature Methods 2021 (convolution, instance norm, leaky ReLU); He et al., "Deep
-Residual Learning", CVPR 2016 (the residual block).
+Residual Learning", CVPR 2016 (the residual block); He et al., "Bag of Tricks", CVPR 2019, figure 2c (the pooled
+shortcut of ResNet-D, which nnU-Net's residual encoder has).
 """
 
 from __future__ import annotations
@@ -9,6 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from umamba_cli.pipeline.networks.architecture import ShortcutKind
 
 NEGATIVE_SLOPE = 0.01
 
@@ -17,6 +21,7 @@ TRANSPOSED: dict[int, type[nn.ConvTranspose2d] | type[nn.ConvTranspose3d]] = {
     2: nn.ConvTranspose2d,
     3: nn.ConvTranspose3d,
 }
+AVERAGE_POOLING: dict[int, type[nn.AvgPool2d] | type[nn.AvgPool3d]] = {2: nn.AvgPool2d, 3: nn.AvgPool3d}
 INSTANCE_NORM: dict[int, type[nn.InstanceNorm2d] | type[nn.InstanceNorm3d]] = {
     2: nn.InstanceNorm2d,
     3: nn.InstanceNorm3d,
@@ -24,7 +29,7 @@ INSTANCE_NORM: dict[int, type[nn.InstanceNorm2d] | type[nn.InstanceNorm3d]] = {
 
 
 def convolution(
-    inputs: int, outputs: int, kernel_size: Sequence[int], stride: Sequence[int] | None = None
+    inputs: int, outputs: int, kernel_size: Sequence[int], stride: Sequence[int] | None = None, *, bias: bool = True
 ) -> nn.Module:
     """A convolution padded so that stride 1 keeps the size; the number of axes is that of `kernel_size`."""
     axes = len(kernel_size)
@@ -34,7 +39,13 @@ def convolution(
         tuple(kernel_size),  # type: ignore[arg-type]
         stride=tuple(stride or (1,) * axes),  # type: ignore[arg-type]
         padding=tuple((k - 1) // 2 for k in kernel_size),  # type: ignore[arg-type]
+        bias=bias,
     )
+
+
+def instance_norm(channels: int, axes: int) -> nn.Module:
+    """Each channel of each image to mean 0 and variance 1, then a learned scale and shift."""
+    return INSTANCE_NORM[axes](channels, eps=1e-5, affine=True)
 
 
 class ConvolutionBlock(nn.Module):
@@ -51,7 +62,7 @@ class ConvolutionBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.conv = convolution(inputs, outputs, kernel_size, stride)
-        self.norm = INSTANCE_NORM[len(kernel_size)](outputs, eps=1e-5, affine=True)
+        self.norm = instance_norm(outputs, len(kernel_size))
         self.activation = nn.LeakyReLU(NEGATIVE_SLOPE, inplace=True) if activation else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -78,24 +89,70 @@ class Shortcut(nn.Module):
         return y
 
 
-class ResidualBlock(nn.Module):
-    """Two convolutions around which the input is added; where size or width change, through a 1x1 convolution.
+class PooledShortcut(nn.Module):
+    """The average over the stride, then, where the width changes, a 1x1 convolution without bias and a norm."""
 
-    Source: U-Mamba, arXiv 2401.04722, figure 1 (residual block): the shortcut carries no norm.
+    def __init__(self, inputs: int, outputs: int, stride: Sequence[int]) -> None:
+        super().__init__()
+        axes = len(stride)
+        strided = any(step > 1 for step in stride)
+        self.pool = AVERAGE_POOLING[axes](tuple(stride)) if strided else nn.Identity()  # type: ignore[arg-type]
+        widens = inputs != outputs
+        self.conv = convolution(inputs, outputs, (1,) * axes, bias=False) if widens else nn.Identity()
+        self.norm = instance_norm(outputs, axes) if widens else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs, ...) to (B, outputs, ... / stride)."""
+        y: Tensor = self.norm(self.conv(self.pool(x)))
+        return y
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions around which the input is added, through a shortcut where size or width change.
+
+    Source: U-Mamba, arXiv 2401.04722, figure 1 (residual block): the shortcut is a 1x1 convolution without a norm.
+    `starts_stage` says that the block is the first of its stage, see `Architecture.shortcut`.
     """
 
     def __init__(
-        self, inputs: int, outputs: int, kernel_size: Sequence[int], stride: Sequence[int] | None = None
+        self,
+        inputs: int,
+        outputs: int,
+        kernel_size: Sequence[int],
+        stride: Sequence[int] | None = None,
+        *,
+        shortcut: ShortcutKind = "convolution",
+        starts_stage: bool = False,
     ) -> None:
         super().__init__()
         stride = stride or (1,) * len(kernel_size)
         self.first = ConvolutionBlock(inputs, outputs, kernel_size, stride)
         self.second = ConvolutionBlock(outputs, outputs, kernel_size, activation=False)
         changes = inputs != outputs or any(s > 1 for s in stride)
-        self.shortcut = Shortcut(inputs, outputs, stride) if changes else nn.Identity()
+        self.shortcut: nn.Module = nn.Identity()
+        if shortcut == "pooling":
+            self.shortcut = PooledShortcut(inputs, outputs, stride) if changes else self.shortcut
+        elif changes or (starts_stage and shortcut == "convolution_each_stage"):
+            self.shortcut = Shortcut(inputs, outputs, stride)
         self.activation = nn.LeakyReLU(NEGATIVE_SLOPE, inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, inputs, ...) to (B, outputs, ...)."""
         y: Tensor = self.activation(self.second(self.first(x)) + self.shortcut(x))
         return y
+
+
+class NearestUpsampling(nn.Module):
+    """Every voxel repeated along each axis, and a 1x1 convolution.
+
+    The convolution comes first, where there are fewer voxels; the result is the same.
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: Sequence[int]) -> None:
+        super().__init__()
+        self.conv = convolution(inputs, outputs, (1,) * len(stride))
+        self._factors = [float(step) for step in stride]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs, ...) to (B, outputs, ... * stride)."""
+        return interpolate(self.conv(x), scale_factor=self._factors, mode="nearest")

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from umamba_cli.pipeline.networks.scan import selective_scan
+from umamba_cli.pipeline.networks.scan import causal_convolution, selective_scan
 
 STEP_MIN, STEP_MAX = 1e-3, 1e-1  # initial step sizes, log-uniform (Mamba, section 3.6)
 
@@ -46,7 +46,7 @@ class MambaBlock(nn.Module):
     def forward(self, tokens_BLC: Tensor) -> Tensor:
         """(B, L, C) to (B, L, C)."""
         x_BLD, z_BLD = self.in_proj(tokens_BLC).chunk(2, dim=-1)
-        x_BLD = F.silu(self._causal_convolution(x_BLD))
+        x_BLD = causal_convolution(x_BLD, self.conv1d.weight[:, 0], self.conv1d.bias)
         delta_BLR, B_BLN, C_BLN = self.x_proj(x_BLD).split([self.rank, self.state, self.state], dim=-1)
         delta_BLD = F.linear(delta_BLR, self.dt_proj.weight)
         A_DN = -self.A_log.float().exp() if self.A_log.dtype != torch.float64 else -self.A_log.exp()
@@ -54,35 +54,31 @@ class MambaBlock(nn.Module):
         projected: Tensor = self.out_proj(y_BLD)
         return projected
 
-    def _causal_convolution(self, x_BLD: Tensor) -> Tensor:
-        """Each channel's weighted sum of the last `kernel_size` tokens, as shifted multiply-adds.
-
-        PyTorch's depthwise Conv1d wants (B, D, L) and is slow on a CPU; here the tokens stay where they are.
-        """
-        weight_KD = self.conv1d.weight[:, 0].t().to(x_BLD.dtype)
-        taps, length = len(weight_KD), x_BLD.shape[1]
-        padded = F.pad(x_BLD, (0, 0, taps - 1, 0))
-        y_BLD = torch.addcmul(self.conv1d.bias.to(x_BLD.dtype), padded[:, :length], weight_KD[0])  # type: ignore[union-attr]
-        for k in range(1, taps):
-            y_BLD = torch.addcmul(y_BLD, padded[:, k : k + length], weight_KD[k])
-        return y_BLD
-
 
 class MambaLayer(nn.Module):
     """A feature map as a sequence of tokens: flatten, layer norm, Mamba, back to a map.
 
     The Mamba block runs outside autocast: its output is not bounded, and float16 overflows after it.
+
+    Args:
+        width: numbers in a token: as many as the map has channels, or voxels where the channels are the tokens.
+        channels_are_tokens: take the channels, in their order, as the sequence in place of the voxels.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, width: int, *, channels_are_tokens: bool = False) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(channels)
-        self.mamba = MambaBlock(channels)
+        self.channels_are_tokens = channels_are_tokens
+        self.norm = nn.LayerNorm(width)
+        self.mamba = MambaBlock(width)
 
     def forward(self, x_BCzyx: Tensor) -> Tensor:
-        """(B, C, [z,] y, x) to the same; in channels_last(_3d) memory format the tokens are a view."""
+        """(B, C, [z,] y, x) to the same; in channels_last(_3d) memory format voxel tokens are a view."""
         kind = self.norm.weight.dtype
         with torch.autocast(x_BCzyx.device.type, enabled=False):
+            if self.channels_are_tokens:
+                tokens_BCL = self.mamba(self.norm(x_BCzyx.to(kind).flatten(2)))
+                map_BCzyx: Tensor = tokens_BCL.reshape(x_BCzyx.shape)
+                return map_BCzyx
             tokens_BzyxC = x_BCzyx.movedim(1, -1).to(kind)
             tokens_BLC = self.mamba(self.norm(tokens_BzyxC.flatten(1, -2)))
             y_BCzyx: Tensor = tokens_BLC.view(tokens_BzyxC.shape).movedim(-1, 1)

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 
@@ -110,49 +110,58 @@ def _from_entry_point(point: EntryPoint) -> Model:
     return Model(point.name, build, f"from {point.value}")
 
 
-def _unet_builder(
-    *, block: Literal["plain", "residual"], mamba: Literal["none", "bottleneck", "encoder"], stem: bool
-) -> Builder:
+def _u_net(plan: NetworkPlan, **what_sets_the_model_apart: Any) -> nn.Module:
+    return UNet(
+        Architecture(
+            input_channels=plan.input_channels,
+            outputs=plan.outputs,
+            features_per_stage=plan.features_per_stage,
+            strides=plan.strides,
+            kernel_sizes=plan.kernel_sizes,
+            **what_sets_the_model_apart,
+        ),
+        plan.class_frequencies,
+    )
+
+
+def _unet(plan: NetworkPlan) -> nn.Module:
+    return _u_net(
+        plan,
+        blocks_per_stage=plan.convolutions_per_stage,
+        blocks_per_stage_decoder=plan.convolutions_per_stage_decoder,
+    )
+
+
+def _resenc(plan: NetworkPlan) -> nn.Module:
+    return _u_net(
+        plan,
+        blocks_per_stage=plan.blocks_per_stage,
+        blocks_per_stage_decoder=plan.convolutions_per_stage_decoder,
+        block="residual",
+        block_decoder="plain",
+        shortcut="pooling",
+        stem="convolution",
+    )
+
+
+def _umamba(mamba: Literal["none", "bottleneck", "encoder"]) -> Builder:
     def build(plan: NetworkPlan) -> nn.Module:
-        plain = block == "plain"
-        return UNet(
-            Architecture(
-                input_channels=plan.input_channels,
-                outputs=plan.outputs,
-                features_per_stage=plan.features_per_stage,
-                strides=plan.strides,
-                kernel_sizes=plan.kernel_sizes,
-                blocks_per_stage=plan.convolutions_per_stage if plain else plan.blocks_per_stage,
-                blocks_per_stage_decoder=(
-                    plan.convolutions_per_stage_decoder if plain else plan.blocks_per_stage_decoder
-                ),
-                block=block,
-                stem=stem,
-                mamba=mamba,
-            ),
-            plan.class_frequencies,
+        return _u_net(
+            plan,
+            blocks_per_stage=plan.blocks_per_stage,
+            blocks_per_stage_decoder=plan.blocks_per_stage_decoder,
+            block="residual",
+            stem="blocks",
+            mamba=mamba,
         )
 
     return build
 
 
+register_model("unet", _unet, "nnU-Net's U-Net (Isensee et al. 2021)")
+register_model("resenc", _resenc, "nnU-Net's U-Net with a residual encoder (Isensee et al. 2024)")
+register_model("umamba-none", _umamba("none"), "U-Mamba's residual U-Net without Mamba, the baseline")
+register_model("umamba-bot", _umamba("bottleneck"), "U-Mamba with one Mamba layer in the bottleneck (Ma et al. 2024)")
 register_model(
-    "unet",
-    _unet_builder(block="plain", mamba="none", stem=False),
-    "nnU-Net's U-Net (Isensee et al. 2021)",
-)
-register_model(
-    "umamba-none",
-    _unet_builder(block="residual", mamba="none", stem=True),
-    "U-Mamba's residual U-Net without Mamba, the baseline",
-)
-register_model(
-    "umamba-bot",
-    _unet_builder(block="residual", mamba="bottleneck", stem=True),
-    "U-Mamba with one Mamba layer in the bottleneck (Ma et al. 2024)",
-)
-register_model(
-    "umamba-enc",
-    _unet_builder(block="residual", mamba="encoder", stem=True),
-    "U-Mamba with a Mamba layer in every stage of the encoder (Ma et al. 2024)",
+    "umamba-enc", _umamba("encoder"), "U-Mamba with a Mamba layer in every stage of the encoder (Ma et al. 2024)"
 )

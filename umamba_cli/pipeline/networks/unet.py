@@ -13,18 +13,19 @@ import torch
 from torch import Tensor, nn
 
 from umamba_cli.pipeline.errors import InputError
-from umamba_cli.pipeline.networks.architecture import Architecture, Axes
-from umamba_cli.pipeline.networks.blocks import NEGATIVE_SLOPE, TRANSPOSED, ConvolutionBlock, ResidualBlock, convolution
+from umamba_cli.pipeline.networks.architecture import Architecture, Axes, BlockKind
+from umamba_cli.pipeline.networks.blocks import (
+    NEGATIVE_SLOPE,
+    TRANSPOSED,
+    ConvolutionBlock,
+    NearestUpsampling,
+    ResidualBlock,
+    convolution,
+)
 from umamba_cli.pipeline.networks.mamba import MambaLayer
 
 RAREST = 1e-4
 """A class rarer than this is taken to be this frequent at the start."""
-
-# nnU-Net's plain stages count convolutions, U-Mamba's count residual blocks of two.
-_BLOCKS: dict[str, type[ConvolutionBlock] | type[ResidualBlock]] = {
-    "plain": ConvolutionBlock,
-    "residual": ResidualBlock,
-}
 
 
 class Encoder(nn.Module):
@@ -34,21 +35,17 @@ class Encoder(nn.Module):
         super().__init__()
         a = architecture
         features = a.features_per_stage
-        self.stem = (
-            _stage(a.block, a.blocks_per_stage[0], a.input_channels, features[0], a.kernel_sizes[0])
-            if a.stem
-            else nn.Identity()
-        )
-        inputs = (features[0] if a.stem else a.input_channels, *features)
+        self.stem: nn.Module = nn.Identity()
+        if a.stem == "convolution":
+            self.stem = ConvolutionBlock(a.input_channels, features[0], a.kernel_sizes[0])
+        elif a.stem == "blocks":
+            self.stem = _stage(a, a.block, a.blocks_per_stage[0], a.input_channels, features[0], a.kernel_sizes[0])
+        inputs = (a.input_channels if a.stem == "none" else features[0], *features)
         self.stages = nn.ModuleList(
-            _stage(a.block, a.blocks_per_stage[i], inputs[i], width, a.kernel_sizes[i], a.strides[i])
+            _stage(a, a.block, a.blocks_per_stage[i], inputs[i], width, a.kernel_sizes[i], a.strides[i])
             for i, width in enumerate(features)
         )
-        last = len(features) - 1
-        self.mamba_layers = nn.ModuleList(
-            MambaLayer(width) if a.mamba == "encoder" or (a.mamba == "bottleneck" and i == last) else nn.Identity()
-            for i, width in enumerate(features)
-        )
+        self.mamba_layers = nn.ModuleList(_mamba_layer(a, i) for i in range(len(features)))
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """(B, channels, ...) to the feature maps of all stages, full resolution first."""
@@ -61,18 +58,26 @@ class Encoder(nn.Module):
 
 
 class DecoderStage(nn.Module):
-    """Upsample by a transposed convolution, put the skip beside it, apply blocks."""
+    """Upsample, put the skip beside it, apply blocks."""
 
     def __init__(self, a: Architecture, index: int) -> None:
         super().__init__()
         below, width = a.features_per_stage[index + 1], a.features_per_stage[index]
         stride = a.strides[index + 1]
-        self.upsample = TRANSPOSED[a.dimensions](below, width, stride, stride)  # type: ignore[arg-type]
-        self.blocks = _stage(a.block, a.blocks_per_stage_decoder[index], 2 * width, width, a.kernel_sizes[index])
+        self.upsample = (
+            NearestUpsampling(below, width, stride)
+            if a.upsampling == "nearest"
+            else TRANSPOSED[a.dimensions](below, width, stride, stride)  # type: ignore[arg-type]
+        )
+        self.skips = index > 0 or a.full_resolution_skip
+        inputs = 2 * width if self.skips else width
+        block, blocks = a.block_decoder or a.block, a.blocks_per_stage_decoder[index]
+        self.blocks = _stage(a, block, blocks, inputs, width, a.kernel_sizes[index])
 
     def forward(self, below: Tensor, skip: Tensor) -> Tensor:
         """The map from below and the encoder's at this resolution to the decoder's at this resolution."""
-        y: Tensor = self.blocks(torch.cat((self.upsample(below), skip), dim=1))
+        x = self.upsample(below)
+        y: Tensor = self.blocks(torch.cat((x, skip), dim=1) if self.skips else x)
         return y
 
 
@@ -98,6 +103,8 @@ class UNet(nn.Module):
             convolution(architecture.features_per_stage[i], architecture.outputs, ones) for i in stages
         )
         self.apply(_initialise)
+        if architecture.shortcut == "pooling":  # as nnU-Net's residual encoder
+            self.apply(_begin_as_shortcut)
         if class_frequencies:
             self._begin_with(class_frequencies)
 
@@ -130,7 +137,7 @@ def require_fitting_size(size: Axes, architecture: Architecture) -> None:
     """Make sure that an input of this size can be halved as often as the architecture wants.
 
     Raises:
-        InputError: it cannot; the problem names the nearest size that can.
+        InputError: it cannot; the problem names the nearest size that can. Or the weights fit another size alone.
     """
     if any(n % d or n < d for n, d in zip(size, architecture.divisor, strict=True)):
         fitting = tuple(max(-(-n // d), 1) * d for n, d in zip(size, architecture.divisor, strict=True))
@@ -138,14 +145,38 @@ def require_fitting_size(size: Axes, architecture: Architecture) -> None:
             f"a patch of {tuple(size)} does not fit the network, which needs multiples of {architecture.divisor}",
             next_step=f"use {fitting}, the next size that fits",
         )
+    if architecture.channel_token_voxels and tuple(size) != architecture.channel_tokens_for:
+        raise InputError(
+            f"a patch of {tuple(size)} does not fit the network, whose weights are bound to one patch size: "
+            "at its lowest resolutions Mamba takes the channels as tokens",
+            next_step=f"use {architecture.channel_tokens_for}",
+        )
 
 
 def _stage(
-    block: str, blocks: int, inputs: int, outputs: int, kernel_size: Axes, stride: Axes | None = None
+    a: Architecture,
+    block: BlockKind,
+    blocks: int,
+    inputs: int,
+    outputs: int,
+    kernel_size: Axes,
+    stride: Axes | None = None,
 ) -> nn.Sequential:
-    kind = _BLOCKS[block]
-    first = kind(inputs, outputs, kernel_size, stride)
-    return nn.Sequential(first, *(kind(outputs, outputs, kernel_size) for _ in range(blocks - 1)))
+    # nnU-Net's plain stages count convolutions, residual stages count blocks of two.
+    more = range(blocks - 1)
+    if block == "plain":
+        first = ConvolutionBlock(inputs, outputs, kernel_size, stride)
+        return nn.Sequential(first, *(ConvolutionBlock(outputs, outputs, kernel_size) for _ in more))
+    entry = ResidualBlock(inputs, outputs, kernel_size, stride, shortcut=a.shortcut, starts_stage=True)
+    return nn.Sequential(entry, *(ResidualBlock(outputs, outputs, kernel_size) for _ in more))
+
+
+def _mamba_layer(a: Architecture, stage: int) -> nn.Module:
+    if stage not in a.mamba_stages:
+        return nn.Identity()
+    if stage in a.channel_token_voxels:
+        return MambaLayer(a.channel_token_voxels[stage], channels_are_tokens=True)
+    return MambaLayer(a.features_per_stage[stage])
 
 
 def _initialise(module: nn.Module) -> None:
@@ -154,6 +185,12 @@ def _initialise(module: nn.Module) -> None:
         nn.init.kaiming_normal_(module.weight, a=NEGATIVE_SLOPE)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+
+
+def _begin_as_shortcut(module: nn.Module) -> None:
+    if isinstance(module, ResidualBlock):
+        for scale_or_shift in module.second.norm.parameters():
+            nn.init.zeros_(scale_or_shift)
 
 
 def count_parameters(network: nn.Module) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import platform
 import shutil
@@ -20,7 +19,7 @@ from umamba_cli.pipeline.networks.registry import available_models
 from umamba_cli.pipeline.networks.scan import BACKENDS, ENVIRONMENT_VARIABLE, choose_backend
 from umamba_cli.pipeline.resources import free_memory_bytes, usable_cores
 
-_PACKAGES = ("torch", "numpy", "SimpleITK", "batchgenerators", "scikit-image", "blosc2", "mamba-ssm", "causal-conv1d")
+_PACKAGES = ("torch", "numpy", "SimpleITK", "batchgenerators", "scikit-image", "blosc2", "numba", "triton", "mamba-ssm")
 _GIB = 1024**3
 
 
@@ -111,12 +110,4 @@ def _scan() -> tuple[Finding, ...]:
         used = Finding("used", chosen.name, reason)
     except InputError as error:
         used = Finding("used", "none", error.problem)
-    return (used, *(Finding(b.name, b.description) for b in BACKENDS.values()), _mamba_ssm())
-
-
-def _mamba_ssm() -> Finding:
-    if importlib.util.find_spec("mamba_ssm") is None:
-        return Finding("mamba_ssm", "not installed", "it is not needed")
-    if importlib.util.find_spec("selective_scan_cuda") is None:
-        return Finding("mamba_ssm", "installed without its Mamba-1 kernel", "its current release leaves it out")
-    return Finding("mamba_ssm", "installed with its Mamba-1 kernel", "umamba does not use it yet")
+    return (used, *(Finding(b.name, b.missing or "usable", b.description) for b in BACKENDS.values()))

@@ -1,4 +1,4 @@
-"""The selective scan: one operator, several backends, chosen at run time.
+"""The selective scan and the causal convolution of Mamba: one operator each, several backends, chosen at run time.
 
 Source: Gu and Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces", arXiv 2312.00752, section 3.
 Shapes are named by their axes: B batch, L length (tokens), D channels, N state.
@@ -6,68 +6,13 @@ Shapes are named by their axes: B batch, L length (tokens), D channels, N state.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
-from dataclasses import dataclass
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from umamba_cli.pipeline.errors import InputError
-from umamba_cli.pipeline.networks.scan.torch_backend import chunked_scan
+from umamba_cli.pipeline.networks.scan.backends import BACKENDS, ENVIRONMENT_VARIABLE, Backend, choose_backend
+from umamba_cli.pipeline.networks.scan.operators import convolution_operator, scan_operator
 
-ENVIRONMENT_VARIABLE = "UMAMBA_SCAN"
-
-StateScan = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class Backend:
-    """One implementation of the recurrence."""
-
-    name: str
-    scan: StateScan
-    """`scan(u_BLD, delta_BLD, A_DN, B_BLN, C_BLN) -> y_BLD`, delta positive, all of one floating type."""
-
-    devices: tuple[str, ...]
-    """Device types that it runs on; `*` is any."""
-
-    description: str
-
-
-# The order is the order of preference.
-BACKENDS: dict[str, Backend] = {
-    "torch": Backend("torch", chunked_scan, ("*",), "chunked, in plain PyTorch, on any device"),
-}
-
-
-def choose_backend(device_type: str, name: str | None = None) -> Backend:
-    """The backend to use on a device: the one asked for, or the first that runs there.
-
-    Args:
-        device_type: `cpu`, `cuda`, `mps`.
-        name: a backend's name; None takes the environment variable `UMAMBA_SCAN`, and where that is unset, the best.
-
-    Raises:
-        InputError: no such backend, or it does not run on the device.
-    """
-    name = name or os.environ.get(ENVIRONMENT_VARIABLE) or None
-    if name is None:
-        return next(backend for backend in BACKENDS.values() if _runs_on(backend, device_type))
-    if name not in BACKENDS:
-        raise InputError(f"there is no scan backend {name!r}", next_step=f"choose one of {', '.join(BACKENDS)}")
-    backend = BACKENDS[name]
-    if not _runs_on(backend, device_type):
-        raise InputError(
-            f"the scan backend {name!r} does not run on {device_type}",
-            next_step=f"unset {ENVIRONMENT_VARIABLE}, or choose another device",
-        )
-    return backend
-
-
-def _runs_on(backend: Backend, device_type: str) -> bool:
-    return "*" in backend.devices or device_type in backend.devices
+__all__ = ["BACKENDS", "ENVIRONMENT_VARIABLE", "Backend", "causal_convolution", "choose_backend", "selective_scan"]
 
 
 def selective_scan(
@@ -90,7 +35,7 @@ def selective_scan(
         y_t = (C_t . h_t + D u_t) silu(z_t)
 
     It is computed in float32 at least, whatever autocast says: the sums grow without bound and float16 overflows.
-    float64 stays float64.
+    float64 stays float64, and is computed by the `torch` backend whichever is asked for.
 
     Args:
         u: (B, L, D), the input.
@@ -109,14 +54,33 @@ def selective_scan(
     Raises:
         InputError: the backend asked for does not exist or does not run on the tensors' device.
     """
-    kind = torch.float64 if u.dtype == torch.float64 else torch.float32
-    with torch.autocast(u.device.type, enabled=False):
-        u, delta, A, B, C = (tensor.to(kind) for tensor in (u, delta, A, B, C))
-        if delta_bias is not None:
-            delta = delta + delta_bias.to(kind)
-        y = choose_backend(u.device.type, backend).scan(u, F.softplus(delta), A, B, C)
-        if D is not None:
-            y = torch.addcmul(y, u, D.to(kind))
-        if z is not None:
-            y = y * F.silu(z.to(kind))
+    inputs = (u, delta, A, B, C, D, z, delta_bias)
+    keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
+    y: Tensor = scan_operator(*_in_computing_type(inputs), keep, backend or "")[0]
     return y
+
+
+def causal_convolution(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: str | None = None) -> Tensor:
+    """SiLU of each channel's weighted sum of the last K tokens; computed in the same types as the scan.
+
+    Args:
+        x: (B, L, D).
+        weight: (D, K), the last one for the token itself.
+        bias: (D,); None for none.
+        backend: forces a backend by name.
+
+    Returns:
+        (B, L, D) in the computing type (float32 or float64).
+
+    Raises:
+        InputError: the backend asked for does not exist or does not run on the tensors' device.
+    """
+    y: Tensor = convolution_operator(*_in_computing_type((x, weight, bias)), backend or "")
+    return y
+
+
+def _in_computing_type(tensors: tuple[Tensor | None, ...]) -> list[Tensor | None]:
+    first = tensors[0]
+    assert first is not None
+    kind = torch.float64 if first.dtype == torch.float64 else torch.float32
+    return [None if tensor is None else tensor.to(kind) for tensor in tensors]

@@ -18,31 +18,109 @@ one step is one contiguous piece.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 # Elements that one step should handle: enough to drown PyTorch's call overhead, few enough to stay in the cache.
 STEP_ELEMENTS = 1 << 18
 _ACCELERATOR_STEP_ELEMENTS = 1 << 22
+_SOFTPLUS_IS_LINEAR_FROM = 20.0
 
 
-def chunked_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
-    """y_t = C_t . h_t with h_t = exp(delta_t A) h_{t-1} + delta_t B_t u_t.
+Optional = Tensor | None
 
-    Args:
-        u: (B, L, D).
-        delta: (B, L, D), positive.
-        A: (D, N), negative.
-        B: (B, L, N).
-        C: (B, L, N).
 
-    Returns:
-        (B, L, D).
+def saved_shape(u: Tensor, A: Tensor) -> tuple[int, ...]:
+    """The shape of what `forward` keeps: (segments, chunks, batch, channels, state)."""
+    batch, length, channels = (int(n) for n in u.shape)
+    steps = _steps(u, A)
+    return math.ceil(steps / _segment_length(steps)), math.ceil(length / steps), batch, channels, int(A.shape[1])
+
+
+def forward(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Optional,
+    z: Optional,
+    delta_bias: Optional,
+    *,
+    keep: bool,
+) -> tuple[Tensor, Tensor]:
+    """The scan; shapes as in `selective_scan`, all of one type. Returns y and, with `keep`, what backward needs."""
+    dt = F.softplus(delta if delta_bias is None else delta + delta_bias)
+    y, starts = _scan(u, dt, A, B, C, _steps(u, A), keep=keep)
+    if D is not None:
+        y.addcmul_(u, D)
+    return (y if z is None else y.mul_(F.silu(z))), starts
+
+
+def backward(
+    dy: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Optional,
+    z: Optional,
+    delta_bias: Optional,
+    saved: Tensor,
+) -> tuple[Optional, ...]:
+    """The gradients of the eight inputs; None where an input is None."""
+    inner = delta if delta_bias is None else delta + delta_bias
+    dy_inner, dz = dy, None
+    if z is not None:
+        dy_inner = dy * F.silu(z)
+    du, d_dt, dA, dB, dC, y = _scan_backward(dy_inner, u, F.softplus(inner), A, B, C, saved, steps=_steps(u, A))
+    if D is not None:
+        du.addcmul_(dy_inner, D)
+        y.addcmul_(u, D)
+    if z is not None:
+        dz = torch.ops.aten.silu_backward(dy * y, z)
+    ddelta = torch.ops.aten.softplus_backward(d_dt, inner, 1.0, _SOFTPLUS_IS_LINEAR_FROM)
+    dD = None if D is None else (dy_inner * u).sum((0, 1))
+    return du, ddelta, dA, dB, dC, dD, dz, None if delta_bias is None else ddelta.sum((0, 1))
+
+
+def convolution_forward(x: Tensor, weight: Tensor, bias: Optional) -> Tensor:
+    """silu(causal depthwise convolution); x (B, L, D), weight (D, K), bias (D,).
+
+    As shifted multiply-adds: PyTorch's depthwise Conv1d wants (B, D, L), here the tokens stay where they are.
     """
-    y: Tensor = _ChunkedScan.apply(u, delta, A, B, C)  # type: ignore[no-untyped-call]
-    return y
+    return F.silu(_convolved(x, weight, bias))
+
+
+def convolution_backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Optional) -> tuple[Optional, ...]:
+    """The gradients of x, weight and bias; None where there is no bias."""
+    inner = torch.ops.aten.silu_backward(dy, _convolved(x, weight, bias))
+    taps, length = weight.shape[1], x.shape[1]
+    following, before = F.pad(inner, (0, 0, 0, taps - 1)), F.pad(x, (0, 0, taps - 1, 0))
+    dx = following[:, taps - 1 : taps - 1 + length] * weight[:, 0]
+    for k in range(1, taps):
+        dx.addcmul_(following[:, taps - 1 - k : taps - 1 - k + length], weight[:, k])
+    dweight = torch.stack([(inner * before[:, k : k + length]).sum((0, 1)) for k in range(taps)], dim=1)
+    return dx, dweight, None if bias is None else inner.sum((0, 1))
+
+
+def _convolved(x: Tensor, weight: Tensor, bias: Optional) -> Tensor:
+    taps, length = weight.shape[1], x.shape[1]
+    padded = F.pad(x, (0, 0, taps - 1, 0))
+    y = padded[:, :length] * weight[:, 0]
+    for k in range(1, taps):
+        y.addcmul_(padded[:, k : k + length], weight[:, k])
+    return y if bias is None else y.add_(bias)
+
+
+def _steps(u: Tensor, A: Tensor) -> int:
+    """Steps in a chunk, for tensors of these shapes on their device."""
+    batch, length, channels = (int(n) for n in u.shape)
+    budget = STEP_ELEMENTS if u.device.type == "cpu" else _ACCELERATOR_STEP_ELEMENTS
+    return chunk_length(length, batch * channels * int(A.shape[1]), budget=budget)
 
 
 def chunk_length(length: int, elements_per_step: int, *, budget: int = STEP_ELEMENTS) -> int:
@@ -54,30 +132,22 @@ def chunk_length(length: int, elements_per_step: int, *, budget: int = STEP_ELEM
     return max(1, min(length, max(math.ceil(length / chunks), math.isqrt(length))))
 
 
-class _ChunkedScan(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
-        batch, length, channels = u.shape
-        budget = STEP_ELEMENTS if u.device.type == "cpu" else _ACCELERATOR_STEP_ELEMENTS
-        ctx.steps = steps = chunk_length(length, batch * channels * A.shape[1], budget=budget)
-        delta_S, inputs_S, B_S, C_S = (_to_chunks(t, steps) for t in (delta, delta * u, B, C))
-        h = _initial_states(delta_S, inputs_S, A, B_S)
-        y_S = torch.empty_like(delta_S)
-        segment = _segment_length(steps)
-        starts = h.new_empty(math.ceil(steps / segment), *h.shape)  # the state before each segment, for backward
-        decay = torch.empty_like(h)
-        for s in range(steps):
-            if s % segment == 0:
-                starts[s // segment].copy_(h)
-            _advance(h, delta_S[s], inputs_S[s], A, B_S[s], decay=decay, out=h)
-            torch.matmul(h, C_S[s].unsqueeze(-1), out=y_S[s].unsqueeze(-1))
-        ctx.save_for_backward(u, delta, A, B, C, starts)
-        return _from_chunks(y_S, length)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, ...]:
-        return _backward(dy, *ctx.saved_tensors, steps=ctx.steps)
+def _scan(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, steps: int, *, keep: bool
+) -> tuple[Tensor, Tensor]:
+    """y_t = C_t . h_t with h_t = exp(delta_t A) h_{t-1} + delta_t B_t u_t, and the state before each segment."""
+    delta_S, inputs_S, B_S, C_S = (_to_chunks(t, steps) for t in (delta, delta * u, B, C))
+    h = _initial_states(delta_S, inputs_S, A, B_S)
+    y_S = torch.empty_like(delta_S)
+    segment = _segment_length(steps)
+    starts = h.new_empty(math.ceil(steps / segment), *h.shape) if keep else h.new_empty(0)
+    decay = torch.empty_like(h)
+    for s in range(steps):
+        if keep and s % segment == 0:
+            starts[s // segment].copy_(h)
+        _advance(h, delta_S[s], inputs_S[s], A, B_S[s], decay=decay, out=h)
+        torch.matmul(h, C_S[s].unsqueeze(-1), out=y_S[s].unsqueeze(-1))
+    return _from_chunks(y_S, u.shape[1]), starts
 
 
 def _segment_length(steps: int) -> int:
@@ -127,14 +197,14 @@ def _final_gradients(dy_S: Tensor, delta_S: Tensor, A: Tensor, C_S: Tensor) -> T
     return final
 
 
-def _backward(
+def _scan_backward(
     dy: Tensor, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, starts: Tensor, *, steps: int
 ) -> tuple[Tensor, ...]:
-    """Gradients of u, delta, A, B and C: pass 3 in reverse, one segment of each chunk at a time."""
+    """Gradients of u, delta, A, B and C, and y once more: pass 3 in reverse, one segment of each chunk at a time."""
     length = u.shape[1]
     dy_S, u_S, delta_S, B_S, C_S = (_to_chunks(t, steps) for t in (dy, u, delta, B, C))
     inputs_S = delta_S * u_S
-    du_S, ddelta_S, dB_S, dC_S = (torch.empty_like(t) for t in (u_S, u_S, B_S, C_S))
+    du_S, ddelta_S, dB_S, dC_S, y_S = (torch.empty_like(t) for t in (u_S, u_S, B_S, C_S, u_S))
     dA = torch.zeros_like(starts[0])
     dh = _final_gradients(dy_S, delta_S, A, C_S)
     segment = _segment_length(steps)
@@ -147,6 +217,7 @@ def _backward(
             _advance(states[i], delta_S[s], inputs_S[s], A, B_S[s], decay=decays[i], out=states[i + 1])
         for s in reversed(range(first, last)):
             before, after, decay = states[s - first], states[s - first + 1], decays[s - first]
+            torch.matmul(after, C_S[s].unsqueeze(-1), out=y_S[s].unsqueeze(-1))
             torch.matmul(dy_S[s].unsqueeze(-2), after, out=dC_S[s].unsqueeze(-2))
             dh.addcmul_(dy_S[s].unsqueeze(-1), C_S[s].unsqueeze(-2))
             torch.matmul(inputs_S[s].unsqueeze(-2), dh, out=dB_S[s].unsqueeze(-2))
@@ -156,9 +227,8 @@ def _backward(
             torch.mul(dinputs, delta_S[s], out=du_S[s])
             dA.addcmul_(through_decay, delta_S[s].unsqueeze(-1))
             torch.addcmul(through_decay.mul_(A).sum(-1), dinputs, u_S[s], out=ddelta_S[s])
-    gradients = (_from_chunks(t, length) for t in (du_S, ddelta_S, dB_S, dC_S))
-    du, ddelta, dB, dC = gradients
-    return du, ddelta, dA.sum((0, 1)), dB, dC
+    du, ddelta, dB, dC, y = (_from_chunks(t, length) for t in (du_S, ddelta_S, dB_S, dC_S, y_S))
+    return du, ddelta, dA.sum((0, 1)), dB, dC, y
 
 
 def _to_chunks(tensor: Tensor, steps: int) -> Tensor:
@@ -173,4 +243,4 @@ def _to_chunks(tensor: Tensor, steps: int) -> Tensor:
 def _from_chunks(tensor: Tensor, length: int) -> Tensor:
     """(S, K, B, X) back to (B, L, X)."""
     steps, chunks, batch, width = tensor.shape
-    return tensor.permute(2, 1, 0, 3).reshape(batch, chunks * steps, width)[:, :length]
+    return tensor.permute(2, 1, 0, 3).reshape(batch, chunks * steps, width)[:, :length].contiguous()

@@ -19,7 +19,9 @@ from umamba_cli.commands._options import (
     parse_fold,
 )
 
-ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL", help="A run's folder, or the folder above its folds.")]
+ModelArgument = Annotated[
+    Path, typer.Argument(metavar="MODEL", help="A run's folder, the folder above its folds, or a bundle (model.zip).")
+]
 InputOption = Annotated[Path, typer.Option("--input", "-i", help="Folder of images (CASE_0000.nii.gz), or one image.")]
 OutputOption = Annotated[Path, typer.Option("--output", "-o", help="Folder for the label maps.")]
 FoldsOption = Annotated[

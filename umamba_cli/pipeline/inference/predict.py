@@ -16,6 +16,7 @@ from umamba_cli.pipeline.errors import InputError, UmambaError
 from umamba_cli.pipeline.inference.export import labels_on_image_grid, probabilities_on_image_grid
 from umamba_cli.pipeline.inference.predictor import Predictor
 from umamba_cli.pipeline.progress import OnProgress, Progress, ignore_progress
+from umamba_cli.pipeline.runs.network import compile_scan
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ def predict_cases(
             next_step="choose another output folder",
         )
     predicted, skipped, failed = [], [], {}
+    compile_scan(predictor.networks, predictor.compute.device, on_progress)
     on_progress(Progress("predict", 0, len(cases)))
     for done, case in enumerate(cases, start=1):
         target = output / f"{case.identifier}{ending}"

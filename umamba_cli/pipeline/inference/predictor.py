@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from umamba_cli.pipeline.data.images import Image
 from umamba_cli.pipeline.data.workspace import Run
@@ -18,8 +18,9 @@ from umamba_cli.pipeline.errors import InputError
 from umamba_cli.pipeline.inference.sliding_window import WindowOptions, image_logits
 from umamba_cli.pipeline.networks.scan import choose_backend
 from umamba_cli.pipeline.preprocessing.case import PreprocessedCase, preprocess
+from umamba_cli.pipeline.runs.bundle import Bundle, open_bundle, weights_name
 from umamba_cli.pipeline.runs.checkpoint import read_checkpoint
-from umamba_cli.pipeline.runs.network import new_network
+from umamba_cli.pipeline.runs.network import recorded_network
 from umamba_cli.pipeline.runs.record import RunRecord, read_record
 
 
@@ -56,10 +57,10 @@ class Predictor:
 def load_predictor(
     model: Path, folds: Sequence[int | str], compute: Compute, *, mirroring: bool = True, step: float = 0.5
 ) -> Predictor:
-    """Load the networks of a run.
+    """Load the networks of a run or a bundle.
 
     Args:
-        model: a run's folder (`fold_0`), or the folder above its folds.
+        model: a run's folder (`fold_0`), the folder above its folds, or a bundle's file.
         folds: which folds to average; none means the numbered ones that are finished, or `all` where that is the only
             one. Must be empty where `model` is itself a fold.
         compute: device and precision.
@@ -67,21 +68,57 @@ def load_predictor(
         step: distance between tiles, as a share of a tile.
 
     Raises:
-        InputError: there is no finished training, or folds of different trainings are mixed.
+        InputError: there is no finished training, or folds of different trainings are mixed, or the bundle is not what
+            its manifest says.
     """
     choose_backend(compute.device.type)  # a wrong UMAMBA_SCAN is refused here, not once a case
-    runs = choose_runs(model, folds)
-    records = [read_record(run) for run in runs]
-    for run, record in zip(runs, records, strict=True):
-        first = records[0]
-        if (record.model, record.configuration, record.plans) != (first.model, first.configuration, first.plans):
+    if model.is_file():
+        bundle = open_bundle(model)
+        trained = [_from_bundle(bundle, fold) for fold in _choose_folds(bundle, folds)]
+    else:
+        trained = [_from_run(run) for run in choose_runs(model, folds)]
+    first = trained[0]
+    for other in trained[1:]:
+        if other.made_of != first.made_of:
             raise InputError(
-                f"{run.folder} was trained with another model or other plans than {runs[0].folder}",
+                f"{other.source} was trained with another model or other plans than {first.source}",
                 next_step="choose folds of one training with -f",
             )
-    networks = tuple(_load(run, record, compute) for run, record in zip(runs, records, strict=True))
-    axes = records[0].mirror_axes if mirroring else ()
-    return Predictor(records[0], networks, compute, WindowOptions(step=step, mirror_axes=axes))
+    networks = tuple(_load(fold, compute) for fold in trained)
+    axes = first.record.mirror_axes if mirroring else ()
+    return Predictor(first.record, networks, compute, WindowOptions(step=step, mirror_axes=axes))
+
+
+@dataclass(frozen=True)
+class _TrainedFold:
+    """One fold's training, its weights still to be read."""
+
+    record: RunRecord
+    source: str
+    """What errors call it."""
+
+    weights: Callable[[], Mapping[str, Tensor]]
+
+    @property
+    def made_of(self) -> tuple[object, ...]:
+        """What folds to be averaged must have in common."""
+        record = self.record
+        return record.model, record.configuration, record.architecture, record.plans
+
+
+def _from_run(run: Run) -> _TrainedFold:
+    checkpoint = run.checkpoint("final")
+    return _TrainedFold(read_record(run), str(checkpoint), lambda: read_checkpoint(checkpoint).weights)
+
+
+def _from_bundle(bundle: Bundle, fold: int | str) -> _TrainedFold:
+    source = f"{weights_name(fold)} in {bundle.path}"
+    return _TrainedFold(bundle.record, source, lambda: bundle.weights(fold))
+
+
+def _choose_folds(bundle: Bundle, folds: Sequence[int | str]) -> Sequence[int | str]:
+    """The folds of a bundle: those asked for, or the numbered ones, or `all` where it is the only one."""
+    return folds or [fold for fold in bundle.folds if fold != "all"] or bundle.folds
 
 
 def choose_runs(model: Path, folds: Sequence[int | str]) -> list[Run]:
@@ -91,7 +128,10 @@ def choose_runs(model: Path, folds: Sequence[int | str]) -> list[Run]:
         InputError: there is none, or one asked for is not finished.
     """
     if not model.is_dir():
-        raise InputError(f"{model} is no folder", next_step="give a run's folder, WORKSPACE/runs/MODEL__CONFIGURATION")
+        raise InputError(
+            f"{model} is no folder and no bundle",
+            next_step="give a run's folder, WORKSPACE/runs/MODEL__CONFIGURATION, or a bundle",
+        )
     if Run(model).configuration_file.is_file():
         if folds and [model.name] != [f"fold_{fold}" for fold in folds]:
             raise InputError(f"{model} is one fold already", next_step="give the folder above it, or leave -f out")
@@ -112,17 +152,16 @@ def choose_runs(model: Path, folds: Sequence[int | str]) -> list[Run]:
     return runs
 
 
-def _load(run: Run, record: RunRecord, compute: Compute) -> nn.Module:
-    network = new_network(record.model, record.network_configuration, record.dataset)
-    checkpoint = read_checkpoint(run.checkpoint("final"))
+def _load(fold: _TrainedFold, compute: Compute) -> nn.Module:
+    network = recorded_network(fold.record)
     try:
-        network.load_state_dict(dict(checkpoint.weights))
+        network.load_state_dict(dict(fold.weights()))
     except RuntimeError as error:
         raise InputError(
-            f"{run.checkpoint('final')} does not fit the model {record.model} of its run.json",
+            f"{fold.source} does not fit the model {fold.record.model} of its run.json",
             details=str(error).splitlines()[1:6],
             next_step="train again, or use the version of umamba that trained it",
         ) from error
-    memory_format = channels_last(record.network_configuration.dimensions)
+    memory_format = channels_last(fold.record.network_configuration.dimensions)
     network.to(compute.device, memory_format=memory_format)  # type: ignore[call-overload]
     return network.eval()

@@ -45,6 +45,24 @@ class Allowed:
         raise pickle.UnpicklingError("the state of a function cannot be set")
 
 
+class Unfinished:
+    """What becomes a value once the whole pickle is read; until then it can be no key, and nothing changes it."""
+
+    __slots__ = ()
+    __hash__ = None  # type: ignore[assignment]
+
+    def finished(self) -> Any:
+        """The value.
+
+        Raises:
+            pickle.UnpicklingError: there is none.
+        """
+        raise NotImplementedError
+
+    def __setstate__(self, state: Any) -> None:
+        raise pickle.UnpicklingError("the state of a value cannot be set")
+
+
 class _OrderedDict(dict[Any, Any]):
     """Becomes a plain dictionary; attributes set on it (torch notes versions so) are dropped."""
 
@@ -54,16 +72,19 @@ class _OrderedDict(dict[Any, Any]):
         pass
 
 
-class _DType:
-    """A numpy dtype in the making: its kind comes first, its byte order with the state. It cannot be a key before."""
+class _DType(Unfinished):
+    """A numpy dtype in the making: its kind comes first, its byte order with the state."""
 
     __slots__ = ("value",)
-    __hash__ = None  # type: ignore[assignment]
 
     def __init__(self, kind: object, *_: object) -> None:
         if not isinstance(kind, str) or not _DTYPE.fullmatch(kind):
             raise pickle.UnpicklingError(f"arrays of {kind!r} are not allowed")
         self.value: np.dtype[Any] = np.dtype(kind)
+
+    def finished(self) -> np.dtype[Any]:
+        """The dtype."""
+        return self.value
 
     def __setstate__(self, state: Sequence[Any]) -> None:
         _version, order, *parts = state
@@ -72,14 +93,19 @@ class _DType:
         self.value = self.value.newbyteorder(order)
 
 
-class _Array:
+class _Array(Unfinished):
     """A numpy array in the making: numpy's pickles make an empty one first and fill it then."""
 
     __slots__ = ("value",)
-    __hash__ = None  # type: ignore[assignment]
 
     def __init__(self, value: NDArray[Any] | None = None) -> None:
         self.value = value
+
+    def finished(self) -> NDArray[Any]:
+        """The array."""
+        if self.value is None:
+            raise pickle.UnpicklingError("an array without content")
+        return self.value
 
     def __setstate__(self, state: Sequence[Any]) -> None:
         _version, shape, dtype, is_fortran, content = state
@@ -129,7 +155,7 @@ def _no_bytes() -> bytes:
     return b""
 
 
-_TABLE: dict[tuple[str, str], Allowed] = {
+_TABLE: dict[tuple[str, str], Allowed | Unfinished] = {
     ("numpy", "ndarray"): _NDARRAY,
     ("numpy", "dtype"): Allowed(_DType),
     ("collections", "OrderedDict"): Allowed(_OrderedDict),
@@ -153,7 +179,10 @@ class RestrictedUnpickler(pickle.Unpickler):
         source: what errors call it, such as the file's path.
     """
 
-    allowed: ClassVar[Mapping[tuple[str, str], Allowed]] = _TABLE
+    allowed: ClassVar[Mapping[tuple[str, str], Allowed | Unfinished]] = _TABLE
+
+    leave_out: frozenset[str] = frozenset()
+    """Keys of the outermost dictionary that are not wanted; what is behind them is not finished."""
 
     def __init__(self, content: bytes, source: str) -> None:
         super().__init__(io.BytesIO(content))
@@ -168,7 +197,10 @@ class RestrictedUnpickler(pickle.Unpickler):
         """
         try:
             _refuse_tricks(self._content)
-            return _finished(self.load(), {})
+            content = self.load()
+            if self.leave_out and isinstance(content, dict):
+                content = {key: value for key, value in content.items() if key not in self.leave_out}
+            return _finished(content, {})
         except InputError:
             raise
         except Exception as error:  # an unpickler that is fed garbage raises nearly anything
@@ -177,7 +209,7 @@ class RestrictedUnpickler(pickle.Unpickler):
                 next_step="copy the file again from its source, or make it again",
             ) from error
 
-    def find_class(self, module: str, name: str) -> Allowed:
+    def find_class(self, module: str, name: str) -> Allowed | Unfinished:
         """What stands for a name in the pickle.
 
         Raises:
@@ -236,10 +268,8 @@ def _finished(content: Any, done: dict[int, Any]) -> Any:
     if id(content) in done:
         return done[id(content)]
     result = content
-    if isinstance(content, _Array | _DType):
-        result = content.value
-        if result is None:
-            raise pickle.UnpicklingError("an array without content")
+    if isinstance(content, Unfinished):
+        result = content.finished()
     elif isinstance(content, dict):
         done[id(content)] = result = {}
         result.update((key, _finished(value, done)) for key, value in content.items())

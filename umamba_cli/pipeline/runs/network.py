@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+import torch
 from torch import nn
 
 from umamba_cli.pipeline.data.dataset import DatasetDescription
+from umamba_cli.pipeline.networks.mamba import MambaBlock
 from umamba_cli.pipeline.networks.registry import NetworkPlan, build_network
+from umamba_cli.pipeline.networks.scan import compile_kernels
+from umamba_cli.pipeline.networks.unet import UNet
 from umamba_cli.pipeline.planning.plans import Configuration
+from umamba_cli.pipeline.progress import OnProgress, Progress, ignore_progress
+from umamba_cli.pipeline.runs.record import RunRecord
 
 
 def network_plan(
@@ -47,3 +55,30 @@ def new_network(
         InputError: there is no such model, or it does not suit the plan.
     """
     return build_network(model, network_plan(configuration, dataset, class_frequencies))
+
+
+def compile_scan(
+    networks: Iterable[nn.Module], device: torch.device, on_progress: OnProgress = ignore_progress
+) -> None:
+    """Compile the scan for this machine before the first step, where a network has Mamba layers.
+
+    It takes seconds the first time, and is kept on disk; `on_progress` is told before and after.
+
+    Raises:
+        InputError: see `compile_kernels`.
+    """
+    if any(isinstance(layer, MambaBlock) for network in networks for layer in network.modules()):
+        on_progress(Progress("compile", 0, 1))
+        compile_kernels(device)
+        on_progress(Progress("compile", 1, 1, step="the scan for this machine, kept for the next time"))
+
+
+def recorded_network(record: RunRecord) -> nn.Module:
+    """The network of a finished training, for its weights to be loaded into.
+
+    Raises:
+        InputError: there is no such model, or it does not suit the plan.
+    """
+    if record.architecture is not None:
+        return UNet(record.architecture)
+    return new_network(record.model, record.network_configuration, record.dataset)

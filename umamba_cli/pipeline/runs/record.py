@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import platform
 from datetime import datetime, timezone
-from typing import Any
+from typing import Annotated, Any
 
 import pydantic
 
@@ -13,9 +14,22 @@ from umamba_cli.pipeline.data.dataset import DatasetDescription
 from umamba_cli.pipeline.data.files import read_model, write_json
 from umamba_cli.pipeline.data.workspace import Run
 from umamba_cli.pipeline.errors import InputError
+from umamba_cli.pipeline.networks.architecture import Architecture
 from umamba_cli.pipeline.planning.plans import Configuration, Plans
 
 RUN_FORMAT = 1
+
+
+def _strictly(value: object, build: pydantic.ValidatorFunctionWrapHandler) -> Architecture | None:
+    """An architecture of known fields alone: one that is not known would make another network."""
+    known = [field.name for field in dataclasses.fields(Architecture)]
+    if isinstance(value, dict) and (unknown := value.keys() - set(known)):
+        raise ValueError(f"has {', '.join(map(str, unknown))}, which this umamba does not know")
+    try:
+        built: Architecture | None = build(value)
+    except InputError as error:
+        raise ValueError(error.problem) from error
+    return built
 
 
 class RunRecord(pydantic.BaseModel):
@@ -34,6 +48,10 @@ class RunRecord(pydantic.BaseModel):
     """0, 1, ... or `all`."""
 
     tag: str = ""
+
+    architecture: Annotated[Architecture | None, pydantic.WrapValidator(_strictly)] = None
+    """The network, where it is another than model and plans make: released ones differ in named fields."""
+
     settings: dict[str, Any]
     """The training's settings, see `training.settings.TrainingSettings`."""
 
@@ -68,12 +86,20 @@ def read_record(run: Run) -> RunRecord:
         InputError: it is missing, damaged or of an unknown format.
     """
     record = read_model(run.configuration_file, RunRecord, next_step="give the folder of a training")
+    require_known_format(record, str(run.configuration_file))
+    return record
+
+
+def require_known_format(record: RunRecord, source: str) -> None:
+    """Refuse a record that a newer umamba wrote.
+
+    Raises:
+        InputError: it is of an unknown format; `source` names it.
+    """
     if record.format != RUN_FORMAT:
         raise InputError(
-            f"{run.configuration_file} has format {record.format}, this umamba knows {RUN_FORMAT}",
-            next_step="update umamba",
+            f"{source} has format {record.format}, this umamba knows {RUN_FORMAT}", next_step="update umamba"
         )
-    return record
 
 
 def current_versions() -> dict[str, str]:

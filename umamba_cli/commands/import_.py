@@ -1,0 +1,58 @@
+"""umamba import: a bundle of a model that nnU-Net or U-Mamba trained."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from umamba_cli.commands._console import Console
+from umamba_cli.commands._options import JsonOption, QuietOption, VerboseOption, parse_fold
+
+FileArgument = Annotated[
+    Path, typer.Argument(metavar="FILE", help="checkpoint_final.pth, or the folder of a model with its folds.")
+]
+BundleOption = Annotated[Path, typer.Option("--output", "-o", help="Bundle to write (model.zip).")]
+FoldsOption = Annotated[
+    list[str] | None,
+    typer.Option("--fold", "-f", help="Folds of a folder; may be given several times.", show_default="all finished"),
+]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is there.")]
+
+
+def import_(
+    file: FileArgument,
+    output: BundleOption,
+    fold: FoldsOption = None,
+    overwrite: OverwriteOption = False,
+    json_output: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Make a bundle of a model that nnU-Net 2 or the released U-Mamba trained; nothing in its files is run."""
+    from umamba_cli.pipeline.interop.checkpoints import import_model
+
+    console = Console(json_output, quiet, verbose)
+    folds = [parse_fold(text) for text in fold or ()]
+    with console.progress() as on_progress:
+        imported = import_model(file, output, folds=folds, overwrite=overwrite, on_progress=on_progress)
+    record, origin = imported.record, imported.manifest.origin
+    console.result(
+        {
+            "bundle": output,
+            "model": record.model,
+            "configuration": record.configuration,
+            "folds": imported.folds,
+            "origin": origin,
+            "notes": imported.notes,
+        }
+    )
+    for note in imported.notes:
+        console.warn(note)
+    console.say(
+        f"{record.model} in {record.configuration}, fold {', '.join(map(str, imported.folds))}, trained by "
+        f"{origin['trainer']} for {origin['epochs']} epochs on {origin['dataset']}, is in {output}"
+    )
+    console.say(f"next: umamba predict {shlex.quote(str(output))} -i IMAGES -o predictions")

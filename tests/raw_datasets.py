@@ -20,7 +20,7 @@ from phantoms import Finished
 SHAPE = (6, 20, 24)  # z, y, x
 SPACING = (3.0, 1.0, 0.8)
 PICTURES = (".png", ".bmp", ".tif")
-STEPS = tuple(f"{task} " for task in ("check", "plan", "import", "preprocess", "predict", "evaluate"))
+STEPS = tuple(f"{task} " for task in ("check", "compile", "plan", "import", "preprocess", "predict", "evaluate"))
 
 
 def draw_labels(shape: Sequence[int] = SHAPE) -> NDArray[np.uint8]:

@@ -17,6 +17,8 @@ from umamba_cli.commands.convert import convert
 from umamba_cli.commands.demo import demo
 from umamba_cli.commands.doctor import doctor
 from umamba_cli.commands.evaluate import evaluate
+from umamba_cli.commands.import_ import import_
+from umamba_cli.commands.models import models
 from umamba_cli.commands.plan import plan
 from umamba_cli.commands.predict import predict
 from umamba_cli.commands.preprocess import preprocess
@@ -31,8 +33,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (check, plan, preprocess, train, predict, evaluate, demo, doctor):
+for command in (check, plan, preprocess, train, predict, evaluate, models, demo, doctor):
     app.command(no_args_is_help=command not in (demo, doctor))(command)
+app.command("import", no_args_is_help=True)(import_)
 app.add_typer(convert, name="convert")
 
 
@@ -61,6 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """
     # Threads that wait without spinning: on a machine shared with other work, spinning costs several times as much.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Tensors on a CPU in large pages: clearing small ones takes longer than the arithmetic on them.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     arguments = sys.argv[1:] if arguments is None else arguments
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the caller, as in `umamba ... 2>&-`

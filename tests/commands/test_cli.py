@@ -12,7 +12,19 @@ import umamba_cli
 from umamba_cli import cli
 from umamba_cli.commands._console import Console
 
-COMMANDS = ("check", "convert", "plan", "preprocess", "train", "predict", "evaluate", "demo", "doctor")
+COMMANDS = (
+    "check",
+    "convert",
+    "plan",
+    "preprocess",
+    "train",
+    "predict",
+    "evaluate",
+    "import",
+    "models",
+    "demo",
+    "doctor",
+)
 
 
 def test_help_names_every_command_and_loads_no_torch() -> None:
@@ -94,10 +106,14 @@ def test_no_command_shows_the_help(umamba: Callable) -> None:
     assert "error" not in done.err
 
 
-def test_doctor_says_which_scan_is_used_and_why(umamba: Callable) -> None:
+def test_doctor_says_which_scan_is_used_and_why(umamba: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("UMAMBA_SCAN", raising=False)
     report = json.loads(umamba("doctor", "--json").out)
-    assert report["selective scan"]["used"]["value"] == "torch"
+    assert report["selective scan"]["used"]["value"] == "numba"
     assert report["selective scan"]["used"]["note"]
+    assert report["selective scan"]["mamba_ssm"]["value"] == "mamba_ssm is not installed"
+    monkeypatch.setenv("UMAMBA_SCAN", "torch")
+    assert json.loads(umamba("doctor", "--json").out)["selective scan"]["used"]["value"] == "torch"
     assert report["versions"]["umamba"]["value"] == umamba_cli.__version__
     assert "umamba-enc" in report["models"]
     assert "used by --precision auto" in umamba("doctor").out

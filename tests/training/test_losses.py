@@ -75,3 +75,32 @@ def test_the_learning_rate_decays_to_nothing() -> None:
     assert polynomial_decay(0.01, 0, 10) == 0.01
     assert polynomial_decay(0.01, 5, 10) == pytest.approx(0.01 * 0.5**0.9)
     assert 0 < polynomial_decay(0.01, 9, 10) < 0.0013
+
+
+def plainly(logits: torch.Tensor, labels: torch.Tensor, *, batch_dice: bool) -> torch.Tensor:
+    """Cross-entropy minus soft Dice as the equations have them."""
+    p, t = logits.softmax(1)[:, 1:], F.one_hot(labels, logits.shape[1]).movedim(-1, 1)[:, 1:]
+    axes = [0, *range(2, logits.ndim)] if batch_dice else list(range(2, logits.ndim))
+    dice = (2 * (p * t).sum(axes) + 1e-5) / (p.sum(axes) + t.sum(axes) + 1e-5)
+    return F.cross_entropy(logits, labels) - dice.mean()
+
+
+@pytest.mark.parametrize("batch_dice", [False, True])
+@pytest.mark.parametrize("size", [(6, 8), (4, 6, 8)])
+def test_loss_and_gradient_are_those_of_the_equations(size: tuple[int, ...], batch_dice: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 3, (2, *size), generator=generator)  # the last class is in the logits alone
+    logits = (5 * torch.randn(2, 4, *size, generator=generator)).requires_grad_()
+    loss = dice_and_cross_entropy(logits, labels, batch_dice=batch_dice)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    exact = logits.detach().double().requires_grad_()
+    expected = plainly(exact, labels, batch_dice=batch_dice)
+    torch.testing.assert_close(loss, expected.float(), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected, exact)[0].float(), rtol=1e-5, atol=1e-7)
+
+
+def test_logits_in_bfloat16_are_computed_with_in_float32() -> None:
+    logits = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)).bfloat16()
+    labels = torch.zeros(1, 8, 8, dtype=torch.long)
+    loss = dice_and_cross_entropy(logits, labels, batch_dice=False)
+    torch.testing.assert_close(loss, dice_and_cross_entropy(logits.float(), labels, batch_dice=False), rtol=0, atol=0)

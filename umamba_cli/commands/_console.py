@@ -212,6 +212,12 @@ def number(value: float | None, digits: int = 3) -> str:
     return "-" if value is None or value != value else f"{value:.{digits}f}"  # noqa: PLR0124 - NaN
 
 
+def mebibytes(size: int) -> str:
+    """Bytes in MiB, as `1,234`; small ones as `0.4`."""
+    size_mib = size / 1024**2
+    return f"{size_mib:,.0f}" if size_mib >= 10 else f"{size_mib:.1f}"
+
+
 def _is_number(text: str) -> bool:
     return text == "-" or text.replace(".", "", 1).replace(",", "").lstrip("-").isdigit()
 

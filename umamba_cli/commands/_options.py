@@ -22,6 +22,9 @@ ConfigurationOption = Annotated[
 ]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda (or cuda:1) or mps.")]
 PrecisionOption = Annotated[str, typer.Option("--precision", help="auto, fp32, bf16 or fp16.")]
+BatchSizeOption = Annotated[
+    int | None, typer.Option("--batch-size", min=1, help="Patches a step.", show_default="by plans")
+]
 WorkersOption = Annotated[
     int | None,
     typer.Option("--workers", "-j", min=0, help="Worker processes.", show_default="what cores and memory allow"),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from umamba_cli.commands._console import Console, elapsed, number, show_label_means
+from umamba_cli.commands._console import Console, elapsed, mebibytes, number, show_label_means
 from umamba_cli.commands._options import (
+    BatchSizeOption,
     ConfigurationOption,
     DeviceOption,
     JsonOption,
@@ -20,14 +21,15 @@ from umamba_cli.commands._options import (
     parse_fold,
 )
 
-ModelOption = Annotated[str, typer.Option("--model", "-m", help="unet, umamba-none, umamba-bot, umamba-enc.")]
+if TYPE_CHECKING:
+    from umamba_cli.pipeline.workflows.preview import TrainingPreview
+    from umamba_cli.pipeline.workflows.train import TrainingResult
+
+ModelOption = Annotated[str, typer.Option("--model", "-m", help="unet, umamba-bot, ...: see `umamba models`.")]
 FoldOption = Annotated[str, typer.Option("--fold", "-f", help="0 to 4, or all to train on every case.")]
 EpochsOption = Annotated[int | None, typer.Option("--epochs", min=1, help="Epochs.", show_default="by plans")]
 IterationsOption = Annotated[
     int | None, typer.Option("--iterations", min=1, help="Steps an epoch.", show_default="by plans")
-]
-BatchSizeOption = Annotated[
-    int | None, typer.Option("--batch-size", min=1, help="Patches a step.", show_default="by plans")
 ]
 PrecisionChoice = Annotated[
     str | None, typer.Option("--precision", help="auto, fp32, bf16 or fp16.", show_default="auto")
@@ -35,6 +37,9 @@ PrecisionChoice = Annotated[
 SeedOption = Annotated[int | None, typer.Option("--seed", min=0, help="Of all that is random.", show_default="0")]
 TagOption = Annotated[str, typer.Option("--tag", help="Keep this training apart from others of the model.")]
 RestartOption = Annotated[bool, typer.Option("--restart", help="Remove this training and start it over.")]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Check everything and show what would be trained; change nothing.")
+]
 
 
 def train(
@@ -50,6 +55,7 @@ def train(
     seed: SeedOption = None,
     tag: TagOption = "",
     restart: RestartOption = False,
+    dry_run: DryRunOption = False,
     workers: WorkersOption = None,
     threads: ThreadsOption = None,
     json_output: JsonOption = False,
@@ -63,7 +69,6 @@ def train(
 
     console = Console(json_output, quiet, verbose)
     opened = open_workspace(workspace)
-    console.log_to(opened.logs, "train")
     job = TrainingJob(
         workspace=opened,
         configuration=configuration,
@@ -76,9 +81,19 @@ def train(
         workers=workers,
         threads=threads,
     )
+    if dry_run:
+        from umamba_cli.pipeline.workflows.preview import preview_training
+
+        _show_preview(console, preview_training(job))
+        return
+    console.log_to(opened.logs, "train")
     began = time.monotonic()
     with console.progress() as on_progress:
         trained = train_fold(job, on_progress=on_progress)
+    _show_trained(console, trained, began)
+
+
+def _show_trained(console: Console, trained: TrainingResult, began: float) -> None:
     evaluation = trained.evaluation
     console.result(
         {
@@ -96,3 +111,42 @@ def train(
         console.say(f"mean Dice {number(evaluation.foreground_mean.dice)}")
     console.say(f"the model is in {trained.run.folder} ({elapsed(began)})")
     console.say(f"next: umamba predict {trained.run.folder.parent} -i IMAGES -o predictions")
+
+
+def _show_preview(console: Console, preview: TrainingPreview) -> None:
+    console.result(preview.to_json())
+    record, compute, settings = preview.training.record, preview.training.compute, preview.settings
+    needs, memory = preview.needs, preview.needs.memory
+    parameters = "-" if needs.parameters is None else f"{needs.parameters:,}"
+    sizes = "x".join(str(n) for n in record.network_configuration.patch_size)
+    rows = [
+        ("run", str(preview.training.run.folder), _how_it_begins(preview)),
+        ("model", needs.name, needs.description),
+        ("parameters", parameters, ""),
+        ("cases", f"{len(record.train_cases)}", f"{len(record.val_cases)} held back"),
+        ("steps", f"{preview.steps:,}", f"{settings.epochs} epochs of {settings.iterations}"),
+        ("patch", sizes, f"batch size {settings.batch_size}"),
+        ("precision", compute.precision, f"on {compute.device_name}: {compute.reason}"),
+        ("learning rate", f"{settings.learning_rate:g}", f"momentum {settings.momentum:g}, seed {settings.seed}"),
+    ]
+    if memory:
+        rows += [
+            ("memory", f"{mebibytes(memory.peak_bytes)} MiB", f"of {mebibytes(preview.free_bytes)} MiB that are free"),
+            ("  parameters", f"{mebibytes(memory.parameter_bytes)} MiB", ""),
+            ("  gradients", f"{mebibytes(memory.gradient_bytes)} MiB", ""),
+            ("  optimizer", f"{mebibytes(memory.optimizer_bytes)} MiB", ""),
+            ("  saved for backward", f"{mebibytes(memory.saved_bytes)} MiB", "goes while gradients come"),
+        ]
+    else:
+        rows.append(("memory", "-", needs.problem))
+    console.table(("what", "", ""), rows)
+    if preview.fits is False:
+        console.warn("the device has too little memory free: take a smaller --batch-size, or plan for less memory")
+    console.say("nothing was changed; leave --dry-run out to train")
+
+
+def _how_it_begins(preview: TrainingPreview) -> str:
+    run = preview.training.run
+    if not preview.training.goes_on:
+        return "new, what is there is removed" if run.folder.exists() else "new"
+    return "finished, is only evaluated" if run.is_finished else f"goes on after epoch {preview.epochs_done}"

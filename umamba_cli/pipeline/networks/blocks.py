@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from umamba_cli.pipeline.networks.architecture import ShortcutKind
+from umamba_cli.pipeline.networks.normalization import InstanceNorm
 
 NEGATIVE_SLOPE = 0.01
 
@@ -22,10 +23,6 @@ TRANSPOSED: dict[int, type[nn.ConvTranspose2d] | type[nn.ConvTranspose3d]] = {
     3: nn.ConvTranspose3d,
 }
 AVERAGE_POOLING: dict[int, type[nn.AvgPool2d] | type[nn.AvgPool3d]] = {2: nn.AvgPool2d, 3: nn.AvgPool3d}
-INSTANCE_NORM: dict[int, type[nn.InstanceNorm2d] | type[nn.InstanceNorm3d]] = {
-    2: nn.InstanceNorm2d,
-    3: nn.InstanceNorm3d,
-}
 
 
 def convolution(
@@ -43,11 +40,6 @@ def convolution(
     )
 
 
-def instance_norm(channels: int, axes: int) -> nn.Module:
-    """Each channel of each image to mean 0 and variance 1, then a learned scale and shift."""
-    return INSTANCE_NORM[axes](channels, eps=1e-5, affine=True)
-
-
 class ConvolutionBlock(nn.Module):
     """Convolution, instance norm, leaky ReLU (the latter optional, for the end of a residual branch)."""
 
@@ -62,12 +54,11 @@ class ConvolutionBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.conv = convolution(inputs, outputs, kernel_size, stride)
-        self.norm = instance_norm(outputs, len(kernel_size))
-        self.activation = nn.LeakyReLU(NEGATIVE_SLOPE, inplace=True) if activation else nn.Identity()
+        self.norm = InstanceNorm(outputs, NEGATIVE_SLOPE if activation else None)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, inputs, ...) to (B, outputs, ...)."""
-        y: Tensor = self.activation(self.norm(self.conv(x)))
+        y: Tensor = self.norm(self.conv(x))
         return y
 
 
@@ -99,7 +90,7 @@ class PooledShortcut(nn.Module):
         self.pool = AVERAGE_POOLING[axes](tuple(stride)) if strided else nn.Identity()  # type: ignore[arg-type]
         widens = inputs != outputs
         self.conv = convolution(inputs, outputs, (1,) * axes, bias=False) if widens else nn.Identity()
-        self.norm = instance_norm(outputs, axes) if widens else nn.Identity()
+        self.norm = InstanceNorm(outputs) if widens else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, inputs, ...) to (B, outputs, ... / stride)."""

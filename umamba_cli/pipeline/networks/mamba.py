@@ -73,7 +73,7 @@ class MambaLayer(nn.Module):
 
     def forward(self, x_BCzyx: Tensor) -> Tensor:
         """(B, C, [z,] y, x) to the same; in channels_last(_3d) memory format voxel tokens are a view."""
-        kind = self.norm.weight.dtype
+        kind, given = self.norm.weight.dtype, x_BCzyx.dtype
         with torch.autocast(x_BCzyx.device.type, enabled=False):
             if self.channels_are_tokens:
                 tokens_BCL = self.mamba(self.norm(x_BCzyx.to(kind).flatten(2)))
@@ -82,4 +82,5 @@ class MambaLayer(nn.Module):
             tokens_BzyxC = x_BCzyx.movedim(1, -1).to(kind)
             tokens_BLC = self.mamba(self.norm(tokens_BzyxC.flatten(1, -2)))
             y_BCzyx: Tensor = tokens_BLC.view(tokens_BzyxC.shape).movedim(-1, 1)
-            return y_BCzyx
+            # What follows would round it to bfloat16 in any case, each on its own; bfloat16 reaches as far as float32.
+            return y_BCzyx.to(given) if given == torch.bfloat16 else y_BCzyx

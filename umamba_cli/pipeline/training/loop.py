@@ -13,14 +13,16 @@ from torch import nn
 
 from umamba_cli.pipeline.data.files import to_plain, write_text
 from umamba_cli.pipeline.data.workspace import Run
-from umamba_cli.pipeline.devices import Compute, channels_last
+from umamba_cli.pipeline.devices import Compute, channels_last, keep_freed_memory
 from umamba_cli.pipeline.errors import WorkError
 from umamba_cli.pipeline.progress import OnProgress, Progress, ignore_progress
 from umamba_cli.pipeline.runs.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from umamba_cli.pipeline.runs.network import compile_scan
 from umamba_cli.pipeline.training.loader import Batch, BatchMaker, BatchPosition, batches
-from umamba_cli.pipeline.training.losses import deep_supervision_loss, hard_overlap
-from umamba_cli.pipeline.training.schedule import polynomial_decay
+from umamba_cli.pipeline.training.losses import hard_overlap
+from umamba_cli.pipeline.training.schedule import new_optimizer, polynomial_decay
 from umamba_cli.pipeline.training.settings import TrainingSettings
+from umamba_cli.pipeline.training.step import TrainingStep
 
 EpochLog = dict[str, Any]
 
@@ -50,14 +52,16 @@ class TrainingLoop:
         convolution_axes = next(p.dim() for p in self.network.parameters() if p.dim() > 3)
         self._memory_format = channels_last(convolution_axes - 2)
         self.network.to(self.compute.device, memory_format=self._memory_format)  # type: ignore[call-overload]
-        self._optimizer = torch.optim.SGD(
-            self.network.parameters(),
-            lr=self.settings.learning_rate,
-            momentum=self.settings.momentum,
-            weight_decay=self.settings.weight_decay,
-            nesterov=True,
-        )
+        self._optimizer = new_optimizer(self.network.parameters(), self.settings)
         self._scaler = torch.amp.GradScaler(self.compute.device.type, enabled=self.compute.precision == "fp16")
+        self._step = TrainingStep(
+            self.network,
+            self._optimizer,
+            self._scaler,
+            self.compute,
+            gradient_clip=self.settings.gradient_clip,
+            batch_dice=self.batch_dice,
+        )
         self._epoch = 0
         self._best_dice: float | None = None
         self._log: list[EpochLog] = []
@@ -69,6 +73,9 @@ class TrainingLoop:
             WorkError: a whole epoch had no finite loss, a worker died, or a file could not be written.
         """
         self._go_on()
+        if self.compute.device.type == "cpu":
+            keep_freed_memory()
+        compile_scan([self.network], self.compute.device, self.on_progress)
         stream = batches(
             self.maker,
             (position for epoch in range(self._epoch, self.settings.epochs) for position in self._positions(epoch)),
@@ -117,19 +124,11 @@ class TrainingLoop:
         skipped = 0
         for iteration in range(self.settings.iterations):
             batch = next(stream).to(self.compute.device, self._memory_format)
-            self._optimizer.zero_grad(set_to_none=True)
-            with self.compute.autocast():
-                outputs = self.network(batch.images)
-            loss = deep_supervision_loss(outputs, batch.labels, batch_dice=self.batch_dice)
-            self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-            self._scaler.unscale_(self._optimizer)
-            norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.gradient_clip)
-            if torch.isfinite(norm):
-                losses.append(loss.detach())
-                self._scaler.step(self._optimizer)
+            loss, made = self._step(batch)
+            if made:
+                losses.append(loss)
             else:
                 skipped += 1
-            self._scaler.update()
             self._report({}, within=(iteration + 1) / (self.settings.iterations + 1))
         if not losses:
             raise WorkError(
@@ -144,10 +143,9 @@ class TrainingLoop:
         losses, overlaps = [], []
         for _ in range(self.settings.validation_iterations):
             batch = next(stream).to(self.compute.device, self._memory_format)
-            with self.compute.autocast():
-                outputs = self.network(batch.images)
-            losses.append(deep_supervision_loss(outputs, batch.labels, batch_dice=self.batch_dice))
-            overlaps.append(hard_overlap(outputs[0], batch.labels))
+            loss, logits = self._step.loss(batch)
+            losses.append(loss)
+            overlaps.append(hard_overlap(logits, batch.labels))
         both, wrong, missed = torch.stack(overlaps).sum(0).tolist()
         dice = {
             name: 2 * b / (2 * b + w + m) if b + w + m else None

@@ -25,18 +25,24 @@ def soft_dice(logits: Tensor, labels: Tensor, *, batch_dice: bool) -> Tensor:
     Returns:
         A scalar, 1 where all is right. A class in neither labels nor prediction counts as 1, thanks to the smoothing.
     """
-    probabilities = logits.softmax(1)[:, 1:]
-    target = F.one_hot(labels, logits.shape[1]).movedim(-1, 1)[:, 1:].to(probabilities.dtype)
-    axes = [0, *range(2, logits.ndim)] if batch_dice else list(range(2, logits.ndim))
-    shared = (probabilities * target).sum(axes)
-    total = probabilities.sum(axes) + target.sum(axes)
-    return ((2 * shared + SMOOTH) / (total + SMOOTH)).mean()
+    return _dice_of(logits.softmax(1), labels, batch_dice=batch_dice)
 
 
 def dice_and_cross_entropy(logits: Tensor, labels: Tensor, *, batch_dice: bool) -> Tensor:
     """Cross-entropy minus soft Dice, in float32; arguments as in `soft_dice`."""
-    logits = logits.float()
-    return F.cross_entropy(logits, labels) - soft_dice(logits, labels, batch_dice=batch_dice)
+    log_probabilities = F.log_softmax(logits.float(), dim=1)
+    dice = _dice_of(log_probabilities.exp(), labels, batch_dice=batch_dice)
+    return F.nll_loss(log_probabilities, labels) - dice
+
+
+def _dice_of(probabilities: Tensor, labels: Tensor, *, batch_dice: bool) -> Tensor:
+    """See `soft_dice`; probabilities (B, classes, ...)."""
+    axes = [0, *range(2, probabilities.ndim)] if batch_dice else list(range(2, probabilities.ndim))
+    foreground = torch.arange(1, probabilities.shape[1], device=labels.device).view(-1, *[1] * (labels.ndim - 1))
+    predicted = probabilities[:, 1:]
+    target = (labels.unsqueeze(1) == foreground).to(predicted.dtype)
+    total = predicted.sum(axes) + target.sum(axes)
+    return ((2 * (predicted * target).sum(axes) + SMOOTH) / (total + SMOOTH)).mean()
 
 
 def head_weights(heads: int) -> list[float]:

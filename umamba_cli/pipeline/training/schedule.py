@@ -1,8 +1,26 @@
-"""The learning rate over the epochs."""
+"""The optimizer, and its learning rate over the epochs."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from umamba_cli.pipeline.training.settings import TrainingSettings
+
 DECAY_EXPONENT = 0.9
+
+
+def new_optimizer(parameters: Iterable[Tensor], settings: TrainingSettings) -> torch.optim.Optimizer:
+    """Stochastic gradient descent with Nesterov momentum, as nnU-Net has it."""
+    return torch.optim.SGD(
+        parameters,
+        lr=settings.learning_rate,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+        nesterov=True,
+    )
 
 
 def polynomial_decay(initial: float, epoch: int, epochs: int) -> float:

@@ -76,14 +76,23 @@ class TrainingResult:
     compute: Compute
 
 
-def train_fold(job: TrainingJob, *, on_progress: OnProgress = ignore_progress) -> TrainingResult:
-    """Train a fold to the end, then predict and evaluate its held-back cases.
+@dataclass(frozen=True)
+class PreparedTraining:
+    """A training that can start; nothing was written yet."""
 
-    A training that was stopped goes on after its last complete epoch; one that is finished is left as it is.
+    run: Run
+    record: RunRecord
+    store: Store
+    compute: Compute
+    goes_on: bool
+    """True where the run's folder holds a training that goes on, or is finished."""
+
+
+def prepare_training(job: TrainingJob) -> PreparedTraining:
+    """Check all that can be checked before a training; nothing is written.
 
     Raises:
         InputError: the workspace is not ready, or an option is wrong or contradicts the training that is there.
-        WorkError: the training failed.
     """
     find_model(job.model)
     workspace = job.workspace
@@ -95,17 +104,36 @@ def train_fold(job: TrainingJob, *, on_progress: OnProgress = ignore_progress) -
     compute = choose_compute(job.device, job.chosen.precision or "auto")
     run = workspace.run(job.model, job.configuration, job.fold, valid_tag(job.tag))
     goes_on = run.configuration_file.is_file() and not job.restart
-    record = _go_on(job, run, plans, fold) if goes_on else _new_record(job, plans, fold, dataset.description, compute)
+    if goes_on:
+        record = _go_on(job, run, plans, fold)
+        if not run.is_finished:
+            compute = choose_compute(job.device, TrainingSettings.from_json(record.settings).precision)
+    else:
+        record = _new_record(job, plans, fold, dataset.description, compute)
     cases = [*record.train_cases, *record.val_cases]
     store = require_preprocessed(workspace, record.plans, job.configuration, dataset, cases)
     new_network(job.model, record.network_configuration, record.dataset)  # what cannot be built is refused here
-    if not goes_on:
+    return PreparedTraining(run, record, store, compute, goes_on)
+
+
+def train_fold(job: TrainingJob, *, on_progress: OnProgress = ignore_progress) -> TrainingResult:
+    """Train a fold to the end, then predict and evaluate its held-back cases.
+
+    A training that was stopped goes on after its last complete epoch; one that is finished is left as it is.
+
+    Raises:
+        InputError: the workspace is not ready, or an option is wrong or contradicts the training that is there.
+        WorkError: the training failed.
+    """
+    prepared = prepare_training(job)
+    run, record, store, compute = prepared.run, prepared.record, prepared.store, prepared.compute
+    if not prepared.goes_on:
         if run.folder.exists():
             shutil.rmtree(run.folder)
         write_record(run, record)
     use_threads(job.threads)
     log = read_log(run) if run.is_finished else _train(job, run, record, store, compute, on_progress)
-    evaluation = _validate(run, record, store, compute, workspace, on_progress) if fold.val else None
+    evaluation = _validate(run, record, store, compute, job.workspace, on_progress) if record.val_cases else None
     return TrainingResult(run, log, evaluation, compute)
 
 

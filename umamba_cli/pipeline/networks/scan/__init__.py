@@ -12,7 +12,15 @@ from torch import Tensor
 from umamba_cli.pipeline.networks.scan.backends import BACKENDS, ENVIRONMENT_VARIABLE, Backend, choose_backend
 from umamba_cli.pipeline.networks.scan.operators import convolution_operator, scan_operator
 
-__all__ = ["BACKENDS", "ENVIRONMENT_VARIABLE", "Backend", "causal_convolution", "choose_backend", "selective_scan"]
+__all__ = [
+    "BACKENDS",
+    "ENVIRONMENT_VARIABLE",
+    "Backend",
+    "causal_convolution",
+    "choose_backend",
+    "compile_kernels",
+    "selective_scan",
+]
 
 
 def selective_scan(
@@ -77,6 +85,19 @@ def causal_convolution(x: Tensor, weight: Tensor, bias: Tensor | None = None, *,
     """
     y: Tensor = convolution_operator(*_in_computing_type((x, weight, bias)), backend or "")
     return y
+
+
+def compile_kernels(device: torch.device | str) -> None:
+    """Compile what the device's backend compiles on its first call, or fetch it from where it was kept on disk.
+
+    Raises:
+        InputError: `UMAMBA_SCAN` asks for a backend that does not exist or does not run on the device.
+    """
+    tokens, matrix = torch.zeros(1, 2, 16, device=device), torch.zeros(16, 16, device=device)
+    with torch.inference_mode(False), torch.enable_grad():
+        x = causal_convolution(tokens.requires_grad_(), matrix[:, :4], matrix[0])
+        y = selective_scan(x, x, matrix, x, x, matrix[0], x, matrix[0])
+        y.sum().backward()  # type: ignore[no-untyped-call]
 
 
 def _in_computing_type(tensors: tuple[Tensor | None, ...]) -> list[Tensor | None]:

@@ -185,6 +185,8 @@ def gate_back(
 
 @vector_code
 def write_dz(v: Vectors, work: Value, dz: Value, dz_step: Value, steps: Value, ahead: Value) -> None:
+    """The gradient of z, from what `gate_back` left and y."""
+
     def step(t: Value, _: object) -> list[Value]:
         at = v.offset(work, t, VECTOR_BYTES)
         v.stream(v.multiply(*(v.load(v.offset(at, place)) for place in (_D_Z, Y))), v.offset(dz, t, dz_step))

@@ -1,0 +1,145 @@
+"""What each model would need to train on a workspace's configuration: parameters and memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from umamba_cli.pipeline.data.workspace import Workspace
+from umamba_cli.pipeline.devices import Compute, choose_compute, free_device_bytes
+from umamba_cli.pipeline.errors import UmambaError, WorkError
+from umamba_cli.pipeline.geometry import Shape
+from umamba_cli.pipeline.networks.registry import Model, NetworkPlan, available_models
+from umamba_cli.pipeline.networks.unet import count_parameters
+from umamba_cli.pipeline.planning.plans import read_plans
+from umamba_cli.pipeline.progress import OnProgress, Progress, ignore_progress
+from umamba_cli.pipeline.runs.network import network_plan
+from umamba_cli.pipeline.training.memory import TrainingMemory, training_memory
+from umamba_cli.pipeline.training.settings import SettingsChosen, TrainingSettings, settings_from_plans
+
+
+@dataclass(frozen=True)
+class ModelNeeds:
+    """What the training of one model needs."""
+
+    name: str
+    description: str
+
+    parameters: int | None
+    """Trainable numbers; None where the network cannot be built."""
+
+    memory: TrainingMemory | None
+    """None where it cannot be counted."""
+
+    problem: str = ""
+    """Why something is None."""
+
+    def to_json(self) -> dict[str, Any]:
+        """A dictionary for a JSON file."""
+        return {**vars(self), "memory": self.memory.to_json() if self.memory else None}
+
+
+@dataclass(frozen=True)
+class ModelSurvey:
+    """All models, for one configuration of a workspace."""
+
+    configuration: str
+    patch_size: Shape
+    batch_size: int
+    compute: Compute
+    free_bytes: int
+    """Of the device's memory."""
+
+    models: tuple[ModelNeeds, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """A dictionary for a JSON file."""
+        return {
+            "configuration": self.configuration,
+            "patch_size": self.patch_size,
+            "batch_size": self.batch_size,
+            "device": self.compute.device_name,
+            "precision": self.compute.precision,
+            "precision_reason": self.compute.reason,
+            "free_bytes": self.free_bytes,
+            "models": [model.to_json() for model in self.models],
+        }
+
+
+def survey_models(
+    workspace: Workspace,
+    configuration: str,
+    *,
+    batch_size: int | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    on_progress: OnProgress = ignore_progress,
+) -> ModelSurvey:
+    """Count what every registered model needs to train on a configuration; nothing is written.
+
+    Args:
+        workspace: has the plans and the dataset.
+        configuration: of the plans.
+        batch_size: patches a step; None takes the plans'.
+        device: see `choose_compute`.
+        precision: see `choose_compute`.
+        on_progress: is told of each model.
+
+    Raises:
+        InputError: the workspace is not planned, or an option is wrong. A model that fails has that in its own entry.
+    """
+    plans = read_plans(workspace.plans_file)
+    chosen = plans.configuration(configuration)
+    plan = network_plan(chosen, workspace.dataset().description)
+    settings = settings_from_plans(plans, chosen, SettingsChosen(batch_size=batch_size))
+    compute = choose_compute(device, precision)
+    models = available_models()
+    needs: list[ModelNeeds] = []
+    for name in sorted(models):
+        on_progress(Progress("count", len(needs), len(models)))
+        needs.append(model_needs(models[name], plan, settings, compute, batch_dice=chosen.batch_dice))
+    on_progress(Progress("count", len(needs), len(models), step=f"{len(needs)} models"))
+    return ModelSurvey(
+        configuration=configuration,
+        patch_size=chosen.patch_size,
+        batch_size=settings.batch_size,
+        compute=compute,
+        free_bytes=free_device_bytes(compute.device),
+        models=tuple(needs),
+    )
+
+
+def model_needs(
+    model: Model, plan: NetworkPlan, settings: TrainingSettings, compute: Compute, *, batch_dice: bool
+) -> ModelNeeds:
+    """Build a model's network and count; what fails is noted, not raised."""
+
+    def count(build: Callable[[], nn.Module]) -> ModelNeeds:
+        parameters = None
+        try:
+            network = build()
+            parameters = count_parameters(network)
+            memory = training_memory(network, plan, settings, compute, batch_dice=batch_dice)
+        except UmambaError as error:
+            return ModelNeeds(model.name, model.description, parameters, None, error.problem)
+        return ModelNeeds(model.name, model.description, parameters, memory)
+
+    # On the meta device a network costs neither time nor memory, but some look at values while they are built.
+    needs = count(lambda: _build(model, plan, "meta"))
+    return needs if needs.memory else count(lambda: _build(model, plan, "cpu"))
+
+
+def _build(model: Model, plan: NetworkPlan, device: str) -> nn.Module:
+    try:
+        with torch.device(device), torch.random.fork_rng(devices=()):
+            return model.build(plan)
+    except UmambaError:
+        raise
+    except Exception as error:  # a package's model may raise anything, and must harm its own row alone
+        raise WorkError(
+            f"it cannot be built: {type(error).__name__}: {error}", next_step="repair or remove the package"
+        ) from error

@@ -20,7 +20,7 @@ from umamba_cli.pipeline.networks.scan.vectors import (
 
 
 def _code(v: Vectors, data: Value, steps: Value, *, backward: bool) -> None:
-    """For 8 states of 16 channels at a time: the exponential and what is multiplied and added for it."""
+    """For 8 states of 16 channels at a time: the exponentials and what is multiplied and added."""
     group = range(GROUP)
     A, B, C, start = ([v.load(v.offset(data, k * GROUP + n, VECTOR_BYTES)) for n in group] for k in range(4))
     inputs = v.offset(data, 4 * GROUP, VECTOR_BYTES)
@@ -29,6 +29,7 @@ def _code(v: Vectors, data: Value, steps: Value, *, backward: bool) -> None:
         h, sums = list(carried[:GROUP]), list(carried[GROUP:])
         at = v.offset(inputs, v.builder.and_(t, t.type(7)), VECTOR_BYTES)
         dt, drive = v.load(at), v.load(v.offset(at, GROUP, VECTOR_BYTES))
+        dt = v.multiply_add(v.exp2(dt), drive, dt)  # of softplus or SiLU: two a token, in two groups of 8 states
         for n in group:
             decay = v.exp2(v.multiply(dt, A[n]))
             h[n] = v.multiply_add(decay, h[n], v.multiply(drive, B[n]))

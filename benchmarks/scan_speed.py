@@ -1,21 +1,22 @@
 """How long the selective scan takes: every backend that runs here, the plain recurrence, and the floor.
 
-On a CPU: forward, and forward plus backward, on one thread and on two, for feature maps of several sizes with 16 states;
-calls in turn, medians. Beside our backends there are
+On a CPU: forward, and forward plus backward, on one thread and on two, for maps of several sizes with 16 states, in
+turn, medians; short calls are repeated for a tenth of a second each time. Beside our backends there are
 
 - `chunked`: a chunked version in plain PyTorch, frozen as it was before there were kernels (`_chunked_scan.py`);
 - `recurrence`: one token after the other, differentiated by autograd, as mamba-ssm's `selective_scan_ref` does it. It
   takes minutes and gigabytes for long sequences, so it runs up to `--recurrence-up-to` tokens;
-- `floor`: the same exponentials and multiply-adds, one for each state, on data that stays in the cache. It leaves out
-  what is done once a token and channel (softplus, SiLU) and all movement of data.
+- `floor`: the same exponentials (of states, softplus and SiLU) and multiply-adds on data that stays in the cache. It
+  leaves out the rest of what is done once a token and channel, and all movement of data.
 
-The process keeps freed memory and asks for large pages as `umamba train` does. Extra memory is what a process of its
-own takes beyond its inputs. With `--device cuda`: `triton` against mamba-ssm's CUDA kernel, where that is installed,
-and the share of the memory bandwidth's limit.
+The process keeps freed memory as `umamba train` does. Extra memory is what a process of its own takes beyond its
+inputs. With `--device cuda`: `triton` against mamba-ssm's CUDA kernel, where that is installed, and the share of the
+memory bandwidth's limit.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 import subprocess
@@ -30,25 +31,27 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from _report import Bar, Parser, finish, positive, run
 
+from umamba_cli.pipeline.errors import InputError
+
 if TYPE_CHECKING:
     from _scan_floor import Floor
     from torch import Tensor
 
 STATE = 16
 SHAPES = ((2, 175, 640), (2, 1120, 256), (2, 8960, 256), (2, 89600, 64))
-CUDA_SHAPES = ((2, 32768, 128), (2, 262144, 64), (2, 2097152, 64))
 LONG = 8000
 """Tokens from which the bars on the floor and on two threads hold: shorter calls are mostly overhead."""
 
 TIMES_FASTER, SHARE_OF_FLOOR, TWO_THREADS, EXTRA_MIB, TIMES_CUDA = 10.0, 0.5, 1.6, 300.0, 1.0
+
+REPETITION_SECONDS = 0.1
 
 Shape = tuple[int, int, int]
 
 
 def main() -> None:
     arguments = parse_arguments()
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # before torch is loaded
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded, as the command line does
     if arguments.measure_memory:
         print(extra_mib(arguments.measure_memory))
         return
@@ -85,16 +88,22 @@ class Rival:
     call: Callable[[], tuple[float, float]]
     """Runs once; seconds of forward, and of forward plus backward."""
 
+    calls: int = 0
+    """Calls that are one repetition; 0 until the first."""
+
     forward: list[float] = field(default_factory=list)
     both: list[float] = field(default_factory=list)
 
     def time(self) -> None:
-        """One more repetition."""
+        """One more repetition: means over some calls."""
         import torch
 
         torch.set_num_threads(self.threads)
-        for kept, seconds in zip((self.forward, self.both), self.call(), strict=True):
-            kept.append(seconds)
+        if not self.calls:
+            self.calls = max(1, math.ceil(REPETITION_SECONDS / self.call()[1]))
+        times = [self.call() for _ in range(self.calls)]
+        for kept, seconds in zip((self.forward, self.both), zip(*times, strict=True), strict=True):
+            kept.append(statistics.mean(seconds))
 
     @property
     def median(self) -> float:
@@ -210,6 +219,31 @@ def extra_mib(size: Shape) -> float:
 def _resident_kib(name: str) -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(name))
+
+
+def on_cuda(arguments: Namespace) -> NoReturn:
+    """Triton and, where it is installed, mamba-ssm's kernel."""
+    from _cuda_scan import SHAPES as CUDA_SHAPES
+    from _cuda_scan import bandwidth, time_backend, why_not
+
+    problems = why_not()
+    if problems["triton"]:
+        raise InputError(problems["triton"], next_step="run it where there is a GPU, or with --device cpu")
+    limit = bandwidth()
+    rows, bars = [], []
+    for size in CUDA_SHAPES:
+        timings = {name: time_backend(name, size, limit) for name, problem in problems.items() if not problem}
+        for name, t in timings.items():
+            figures = (t.forward_ms, t.both_ms, t.forward_share, t.both_share, t.peak_bytes / 2**20)
+            rows.append((as_text(size), name, *figures))
+        if "mamba_ssm" in timings:
+            times = timings["mamba_ssm"].both_ms / timings["triton"].both_ms
+            bars.append(Bar(f"{as_text(size)}: times faster than mamba-ssm", times, TIMES_CUDA, at_most=False))
+    if problems["mamba_ssm"]:
+        print(f"no bar is shown: {problems['mamba_ssm']}", file=sys.stderr)
+        bars.append(Bar("sizes compared with mamba-ssm", 0, len(CUDA_SHAPES), at_most=False))
+    columns = ("(B, L, D)", "backend", "forward ms", "both ms", "forward: bandwidth", "both: bandwidth", "extra MiB")
+    finish(columns, rows, bars, as_json=arguments.json)
 
 
 def as_text(size: Shape) -> str:

@@ -64,8 +64,6 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """
     # Threads that wait without spinning: on a machine shared with other work, spinning costs several times as much.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # Tensors on a CPU in large pages: clearing small ones takes longer than the arithmetic on them.
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     arguments = sys.argv[1:] if arguments is None else arguments
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the caller, as in `umamba ... 2>&-`

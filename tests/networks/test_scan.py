@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -324,3 +325,12 @@ def test_a_backend_that_is_broken_or_absent_is_passed_over(monkeypatch: pytest.M
 def test_a_backend_of_another_device_is_refused() -> None:
     with pytest.raises(InputError, match="does not run on mps"):
         choose_backend("mps", "numba")
+
+
+def test_a_version_that_is_too_old_is_passed_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "kernels_of_yesterday.py").write_text("__version__ = '3.2.1+cu'")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for least, reason in (((3, 3), "3.2.1.cu is too old, 3.3 will do"), ((3, 2), "")):
+        changed = replace(backends.BACKENDS["numba"], package="kernels_of_yesterday", least=least)
+        assert re.fullmatch(f".*{reason}", changed.missing)
+        assert bool(changed.missing) == bool(reason)

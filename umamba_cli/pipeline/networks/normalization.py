@@ -48,7 +48,7 @@ class _InstanceNorm(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, negative_slope: float | None) -> Tensor:
         y = torch.empty_like(x)
         statistics = []
-        for image, result in zip(x.split(1), y.split(1), strict=True):
+        for image, result in zip(x.chunk(len(x)), y.chunk(len(x)), strict=True):
             normalised, *mean_and_scale = torch.native_batch_norm(image, weight, bias, None, None, True, 0.0, eps)
             result.copy_(normalised)
             statistics.append(torch.stack(mean_and_scale))
@@ -68,7 +68,7 @@ class _InstanceNorm(torch.autograd.Function):
             dy = torch.ops.aten.leaky_relu_backward(dy, result[0], ctx.negative_slope, True)
         dx = torch.empty_like(x)
         of_parameters = []
-        images = zip(x.split(1), statistics, dy.split(1), dx.split(1), strict=True)
+        images = zip(x.chunk(len(x)), statistics, dy.chunk(len(x)), dx.chunk(len(x)), strict=True)
         for image, (mean, scale), dy_image, dx_image in images:
             given, *others = torch.ops.aten.native_batch_norm_backward(
                 dy_image, image, weight, None, None, mean, scale, True, ctx.eps, [True, True, True]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 from types import ModuleType
@@ -37,10 +38,13 @@ class Backend:
     kernel: str = ""
     """The module of the package that must be importable, where that is not the package itself."""
 
+    least: tuple[int, ...] = ()
+    """The package's first version that will do."""
+
     @property
     def missing(self) -> str:
         """Why it cannot be used on this machine, whatever the device; empty where it can."""
-        return _problem(self.package, self.kernel or self.package) if self.package else ""
+        return _problem(self.package, self.kernel or self.package, self.least) if self.package else ""
 
     @property
     def module(self) -> ModuleType:
@@ -54,16 +58,18 @@ class Backend:
 
 
 @lru_cache
-def _problem(package: str, kernel: str) -> str:
+def _problem(package: str, kernel: str, least: tuple[int, ...]) -> str:
     """Why a kernel cannot be used; empty where it can. Found is not enough: it may be built for another torch."""
     if importlib.util.find_spec(package) is None:
         return f"{package} is not installed"
     if importlib.util.find_spec(kernel) is None:
         return f"{package} is installed without its kernel, {kernel}"
     try:
-        importlib.import_module(kernel)
+        version = getattr(importlib.import_module(kernel), "__version__", "")
     except Exception as error:  # an import runs anybody's code
         return f"{kernel} cannot be imported: {' '.join(str(error).split())[:200]}"
+    if tuple(int(part) for part in re.findall(r"\d+", version)[: len(least)]) < least:
+        return f"{package} {version} is too old, {'.'.join(map(str, least))} will do"
     return ""
 
 
@@ -78,7 +84,7 @@ BACKENDS: dict[str, Backend] = {
             "mamba_ssm",
             "selective_scan_cuda",
         ),
-        Backend("triton", ("cuda",), "fused, compiled for the GPU by Triton when first used", "triton"),
+        Backend("triton", ("cuda",), "fused, compiled for the GPU by Triton when first used", "triton", least=(3, 3)),
         Backend("numba", ("cpu",), "fused, compiled for the CPU by numba when first used", "numba"),
         Backend("torch", ("*",), "chunked, in plain PyTorch, on any device and in float64"),
     )

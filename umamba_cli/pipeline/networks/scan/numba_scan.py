@@ -129,7 +129,7 @@ def forward(call: ForwardCall, first: int, last: int) -> None:  # pragma: no cov
             y = c.y + (batch * c.length + t) * row
             for g in range(groups):
                 at = g * HALF_BYTES
-                gather((B + at, c.B_step, C + at, c.C_step, BC + g * BC_BYTES, steps))
+                gather((B + at, c.B_step, C + at, c.C_step, BC + g * BC_BYTES, steps, CHUNK))
             for block in range(part * c.blocks // c.parts, (part + 1) * c.blocks // c.parts):
                 at, h_block = block * VECTOR_BYTES, h + block * block_bytes
                 if c.starts:
@@ -171,7 +171,7 @@ def backward(call: ForwardCall, gradients: BackwardCall, first: int, last: int) 
             dense = (batch * c.length + t) * row
             for g in range(groups):
                 at = g * HALF_BYTES
-                gather((B + at, c.B_step, C + at, c.C_step, BC + g * BC_BYTES, steps))
+                gather((B + at, c.B_step, C + at, c.C_step, BC + g * BC_BYTES, steps, -CHUNK))
             clear((d_BC, groups * LANES_BYTES // VECTOR_BYTES))
             for block in range(part * c.blocks // c.parts, (part + 1) * c.blocks // c.parts):
                 at = block * VECTOR_BYTES

@@ -272,10 +272,14 @@ def write_back(
 
 
 @vector_code
-def gather(v: Vectors, B: Value, B_step: Value, C: Value, C_step: Value, BC: Value, steps: Value) -> None:
+def gather(v: Vectors, B: Value, B_step: Value, C: Value, C_step: Value, BC: Value, steps: Value, ahead: Value) -> None:
     """8 states of B and of C side by side."""
 
     def step(t: Value, _: object) -> list[Value]:
+        for base, stride in ((B, B_step), (C, C_step)):
+            later = v.offset(base, v.builder.add(t, ahead), stride)
+            for edge in (0, HALF_BYTES - 1):  # it may lie on two cache lines
+                v.prefetch(v.offset(later, edge))
         v.store(v.load_halves(v.offset(B, t, B_step), v.offset(C, t, C_step)), v.offset(BC, t, VECTOR_BYTES))
         return []
 

@@ -94,10 +94,13 @@ def _keep_scan(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor])
     *tensors, _keep, ctx.backend = inputs
     ctx.save_for_backward(*tensors, output[1])
     ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)  # or zeros as large as what was kept would be made for its gradient
 
 
-def _differentiate_scan(context: Any, dy: Tensor, _: Tensor) -> tuple[Optional, ...]:
+def _differentiate_scan(context: Any, dy: Optional, _: Optional) -> tuple[Optional, ...]:
     *inputs, saved = context.saved_tensors
+    if dy is None:
+        return (None,) * (len(inputs) + 2)
     gradients = torch.ops.umamba.selective_scan_backward(dy, *inputs, saved, context.backend)
     return (*_where_asked(context, inputs, gradients), None, None)
 

@@ -34,6 +34,9 @@ _EXP2 = (
     0.009671512682432892,
     0.0013264727094038503,
 )
+# 2 artanh(s) / s in powers of s^2, for s <= 1/3, relative error 4e-9.
+_ARTANH = (2.0000000079211286, 0.6666631468087112, 0.40024910323021057, 0.279606021969044, 0.28178337421276317)
+
 _ROUNDER = 1.5 * 2.0**23
 """Added to a small float, it leaves the nearest whole number in the last bits."""
 
@@ -142,14 +145,14 @@ class Vectors:
     def softplus_and_slope(self, x: Value) -> tuple[Value, Value]:
         """log(1 + e^x), which is x itself from 20 on, and its derivative 1 / (1 + e^-x).
 
-        log(1 + w) with w = e^-|x| is 2 artanh(s), s = w / (2 + w) <= 1/3: a short series, exact for the smallest w.
+        log(1 + w) with w = e^-|x| is 2 artanh(s), s = w / (2 + w) <= 1/3, which is exact for the smallest w.
         """
         b, one = self.builder, self.constant(1.0)
         w = self.exp_of_minus_absolute(x)
         one_more, two_more = self.add(one, w), self.add(self.constant(2.0), w)
         reciprocal = self.divide(one, self.multiply(one_more, two_more))  # one division serves both
         s = self.multiply(self.multiply(w, one_more), reciprocal)
-        series = self.polynomial([2.0 / (2 * k + 1) for k in range(8)], self.multiply(s, s))
+        series = self.polynomial(_ARTANH, self.multiply(s, s))
         value = self.multiply_add(s, series, self._call("llvm.maxnum", x, self.constant(0.0)))
         value = b.select(b.fcmp_ordered(">", x, self.constant(_SOFTPLUS_IS_LINEAR_FROM)), x, value)
         numerator = b.select(b.fcmp_ordered("<", x, self.constant(0.0)), w, one)

@@ -29,7 +29,7 @@ def _code(v: Vectors, data: Value, steps: Value, *, backward: bool) -> None:
         h, sums = list(carried[:GROUP]), list(carried[GROUP:])
         at = v.offset(inputs, v.builder.and_(t, t.type(7)), VECTOR_BYTES)
         dt, drive = v.load(at), v.load(v.offset(at, GROUP, VECTOR_BYTES))
-        dt = v.multiply_add(v.exp2(dt), drive, dt)  # of softplus or SiLU: two a token, in two groups of 8 states
+        sums[3] = v.multiply_add(v.exp2(drive), dt, sums[3])  # softplus and SiLU: two a token, in two groups of states
         for n in group:
             decay = v.exp2(v.multiply(dt, A[n]))
             h[n] = v.multiply_add(decay, h[n], v.multiply(drive, B[n]))

@@ -88,20 +88,16 @@ class Rival:
     call: Callable[[], tuple[float, float]]
     """Runs once; seconds of forward, and of forward plus backward."""
 
-    calls: int = 0
-    """Calls that are one repetition; 0 until the first."""
-
     forward: list[float] = field(default_factory=list)
     both: list[float] = field(default_factory=list)
 
     def time(self) -> None:
-        """One more repetition: means over some calls."""
+        """One more repetition: means over some calls, after one that wakes the cores and is not counted."""
         import torch
 
         torch.set_num_threads(self.threads)
-        if not self.calls:
-            self.calls = max(1, math.ceil(REPETITION_SECONDS / self.call()[1]))
-        times = [self.call() for _ in range(self.calls)]
+        calls = max(1, math.ceil(REPETITION_SECONDS / self.call()[1]))
+        times = [self.call() for _ in range(calls)]
         for kept, seconds in zip((self.forward, self.both), zip(*times, strict=True), strict=True):
             kept.append(statistics.mean(seconds))
 

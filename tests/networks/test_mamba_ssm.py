@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from umamba_cli.pipeline.networks.scan import backends, choose_backend, mamba_ssm_backend, torch_backend
+from umamba_cli.pipeline.networks.scan.inputs import ScanInputs
 
 BATCH, LENGTH, CHANNELS, STATE = 2, 9, 6, 4
 
@@ -71,14 +72,14 @@ def test_layout_and_order_of_what_goes_in_and_out(
     shapes = [(BATCH, LENGTH, CHANNELS)] * 2 + [(CHANNELS, STATE)] + [(BATCH, LENGTH, STATE)] * 2
     tensors = [torch.randn(s) for s in (*shapes, (CHANNELS,), shapes[0], (CHANNELS,))]
     tensors[2] = -tensors[2].abs()
-    inputs = [None if i in left_out else t for i, t in enumerate(tensors)]
-    y, saved = mamba_ssm_backend.forward(*inputs, keep=True)  # type: ignore[arg-type, misc]
-    expected, starts = torch_backend.forward(*inputs, keep=True)  # type: ignore[arg-type, misc]
+    inputs = ScanInputs(*(None if i in left_out else t for i, t in enumerate(tensors)))  # type: ignore[arg-type]
+    y, saved = mamba_ssm_backend.forward(inputs, keep=True)
+    expected, starts = torch_backend.forward(inputs, keep=True)
     torch.testing.assert_close(y, expected)
     assert saved.shape == mamba_ssm_backend.saved_shape(tensors[0], tensors[2])
     dy = torch.randn_like(y)
-    ours = mamba_ssm_backend.backward(dy, *inputs, saved)  # type: ignore[arg-type, misc]
-    theirs = torch_backend.backward(dy, *inputs, starts)  # type: ignore[arg-type, misc]
+    ours = mamba_ssm_backend.backward(dy, inputs, saved)
+    theirs = torch_backend.backward(dy, inputs, starts)
     for a, b in zip(ours, theirs, strict=True):
         assert (a is None) == (b is None)
         if a is not None and b is not None:

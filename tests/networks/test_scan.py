@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from scan_cases import largest_difference, leaves, recurrence, scan_inputs
 from torch import Tensor
 from torch.library import opcheck
 
@@ -22,73 +23,32 @@ from umamba_cli.pipeline.networks.scan import (
     selective_scan,
     torch_backend,
 )
+from umamba_cli.pipeline.networks.scan.inputs import ScanInputs
 
 HERE = ("torch", "numba")  # triton has tests of its own, mamba_ssm needs a GPU
 
-NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
 
-
-def recurrence(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None = None,
-    z: Tensor | None = None,
-    delta_bias: Tensor | None = None,
-) -> Tensor:
-    """The definition, one token after the other, in float64."""
-    step = F.softplus(delta if delta_bias is None else delta + delta_bias)
-    h = u.new_zeros(u.shape[0], u.shape[2], A.shape[1])
-    y = []
-    for t in range(u.shape[1]):
-        h = torch.exp(step[:, t, :, None] * A) * h + (step[:, t] * u[:, t])[..., None] * B[:, t, None, :]
-        y.append((h * C[:, t, None, :]).sum(-1) + (0 if D is None else D * u[:, t]))
-    return torch.stack(y, 1) * (1 if z is None else F.silu(z))
-
-
-def inputs(batch: int, length: int, channels: int, state: int = 16, *, delta_range: float = 3.0) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(length)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator)
-
-    delta = (torch.rand(batch, length, channels, generator=generator) * 2 - 1) * delta_range
-    return [
-        normal(batch, length, channels),
-        delta,
-        -torch.rand(channels, state, generator=generator) * state - 0.1,
-        normal(batch, length, state),
-        normal(batch, length, state),
-        normal(channels),
-        normal(batch, length, channels),
-        normal(channels) * 0.1,
-    ]
-
-
-def largest_differences(tensors: list[Tensor | None], backend: str) -> dict[str, float]:
+def largest_differences(inputs: ScanInputs, backend: str) -> dict[str, float]:
     """Output and all gradients against the recurrence in float64, relative to each tensor's largest magnitude."""
-    ours = [None if t is None else t.detach().requires_grad_() for t in tensors]
-    theirs = [None if t is None else t.detach().double().requires_grad_() for t in tensors]
-    y, expected = selective_scan(*ours, backend=backend), recurrence(*theirs)  # type: ignore[arg-type]
+    ours, theirs = leaves(inputs), leaves(inputs, torch.float64)
+    y, expected = selective_scan(*ours, backend=backend), recurrence(theirs)
     weight = torch.randn(y.shape, generator=torch.Generator().manual_seed(1))
     y.backward(weight)
     expected.backward(weight.double())
-    pairs = {"y": (y, expected)}
-    for name, a, b in zip(NAMES, ours, theirs, strict=True):
+    found = {"y": largest_difference(y, expected)}
+    for name, a, b in zip(ScanInputs._fields, ours, theirs, strict=True):
         if a is not None and b is not None:
             assert a.grad is not None
             assert b.grad is not None
-            pairs[name] = (a.grad, b.grad)
-    return {name: ((a - b).abs().max() / b.abs().max().clamp_min(1e-12)).item() for name, (a, b) in pairs.items()}
+            found[name] = largest_difference(a.grad, b.grad)
+    return found
 
 
 @pytest.mark.parametrize("length", [2, 7, 64, 101, 333])
 @pytest.mark.parametrize("budget", [64, 1024, torch_backend.STEP_ELEMENTS])
 def test_torch_in_chunks_equals_the_recurrence(length: int, budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch_backend, "STEP_ELEMENTS", budget)
-    assert max(largest_differences(inputs(2, length, 3), "torch").values()) < 1e-5
+    assert max(largest_differences(scan_inputs(2, length, 3), "torch").values()) < 1e-5
 
 
 def test_budgets_above_do_cut_the_sequence() -> None:
@@ -115,7 +75,7 @@ def test_numba_equals_the_recurrence(shape: tuple[int, int, int, int], threads: 
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        differences = largest_differences(inputs(*shape), "numba")
+        differences = largest_differences(scan_inputs(*shape), "numba")
     finally:
         torch.set_num_threads(before)
     if shape[1] == 1:
@@ -125,7 +85,7 @@ def test_numba_equals_the_recurrence(shape: tuple[int, int, int, int], threads: 
 
 @pytest.mark.parametrize("backend", HERE)
 def test_one_token_one_channel_one_image(backend: str) -> None:
-    differences = largest_differences(inputs(1, 1, 1), backend)
+    differences = largest_differences(scan_inputs(1, 1, 1), backend)
     differences.pop("A")
     assert max(differences.values()) < 1e-5
 
@@ -134,40 +94,40 @@ def test_one_token_one_channel_one_image(backend: str) -> None:
 @pytest.mark.parametrize("budget", [64, torch_backend.STEP_ELEMENTS])
 def test_extreme_step_sizes(backend: str, budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch_backend, "STEP_ELEMENTS", budget)
-    tensors = inputs(1, 90, 2, delta_range=30.0)
-    assert max(largest_differences(tensors, backend).values()) < 1e-5
+    inputs = scan_inputs(1, 90, 2, steps=30.0)
+    assert max(largest_differences(inputs, backend).values()) < 1e-5
     for step in (-30.0, 19.9, 20.1, 30.0):  # below, and around where softplus becomes the identity
-        tensors[1] = torch.full_like(tensors[0], step)
-        assert max(largest_differences(tensors, backend).values()) < 1e-5
+        all_the_same = inputs._replace(delta=torch.full_like(inputs.delta, step))
+        assert max(largest_differences(all_the_same, backend).values()) < 1e-5
 
 
 @pytest.mark.parametrize("backend", HERE)
 @pytest.mark.parametrize("left_out", [("D",), ("z",), ("delta_bias",), ("D", "z", "delta_bias")])
 def test_optional_parts_may_be_left_out(backend: str, left_out: tuple[str, ...]) -> None:
-    tensors = [None if name in left_out else t for name, t in zip(NAMES, inputs(1, 40, 18), strict=True)]
-    assert max(largest_differences(tensors, backend).values()) < 1e-5
+    inputs = scan_inputs(1, 40, 18)._replace(**dict.fromkeys(left_out))
+    assert max(largest_differences(inputs, backend).values()) < 1e-5
 
 
 @pytest.mark.parametrize("backend", HERE)
 def test_inputs_that_are_not_contiguous(backend: str) -> None:
     """Slices of wider tensors, as Mamba's projections give them, and tensors whose channels are not side by side."""
-    tensors = inputs(2, 50, 16)
+    tensors = scan_inputs(2, 50, 16)
     expected = selective_scan(*tensors, backend=backend)
     sliced = [F.pad(t, (3, 5))[..., 3:-5] if t.dim() == 3 else t for t in tensors]
     strided = [t.mT.contiguous().mT if t.dim() == 3 else t for t in tensors]
     assert not any(t.is_contiguous() for t in (sliced[0], strided[0]))
     for others in (sliced, strided):
         torch.testing.assert_close(selective_scan(*others, backend=backend), expected)
-        assert max(largest_differences([t.detach() for t in others], backend).values()) < 1e-5
+        assert max(largest_differences(ScanInputs(*others), backend).values()) < 1e-5
 
 
 @pytest.mark.parametrize("backend", HERE)
 def test_a_gradient_of_one_number_spread_out(backend: str) -> None:
     """`sum().backward()` gives a gradient without memory of its own."""
-    ours = [t.requires_grad_() for t in inputs(2, 30, 16)]
+    ours = [t.requires_grad_() for t in scan_inputs(2, 30, 16)]
     theirs = [t.detach().double().requires_grad_() for t in ours]
     selective_scan(*ours, backend=backend).sum().backward()
-    recurrence(*theirs).sum().backward()
+    recurrence(ScanInputs(*theirs)).sum().backward()
     for a, b in zip(ours, theirs, strict=True):
         assert a.grad is not None
         torch.testing.assert_close(a.grad.double(), b.grad, rtol=1e-4, atol=1e-5 * float(b.grad.abs().max()))  # type: ignore[union-attr]
@@ -175,7 +135,7 @@ def test_a_gradient_of_one_number_spread_out(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", HERE)
 def test_gradients_only_of_what_asks_for_one(backend: str) -> None:
-    tensors = inputs(1, 20, 16)
+    tensors = scan_inputs(1, 20, 16)
     tensors[2].requires_grad_()
     selective_scan(*tensors, backend=backend).sum().backward()
     assert tensors[2].grad is not None
@@ -185,7 +145,7 @@ def test_gradients_only_of_what_asks_for_one(backend: str) -> None:
 @pytest.mark.parametrize("backend", HERE)
 @pytest.mark.parametrize("shape", [(0, 5, 16), (2, 0, 16)])
 def test_nothing_in_nothing_out(backend: str, shape: tuple[int, int, int]) -> None:
-    tensors = [t.requires_grad_() for t in inputs(*shape)]
+    tensors = [t.requires_grad_() for t in scan_inputs(*shape)]
     y = selective_scan(*tensors, backend=backend)
     assert y.shape == shape
     y.sum().backward()
@@ -195,13 +155,13 @@ def test_nothing_in_nothing_out(backend: str, shape: tuple[int, int, int]) -> No
 @pytest.mark.parametrize("backend", HERE)
 @pytest.mark.parametrize("index", range(8))
 def test_no_nan_is_lost(backend: str, index: int) -> None:
-    tensors = inputs(1, 20, 16)
+    tensors = scan_inputs(1, 20, 16)
     tensors[index].view(-1)[0] = math.nan
     assert selective_scan(*tensors, backend=backend).isnan().any()
 
 
 def test_calls_from_several_threads_at_once() -> None:
-    tensors = inputs(2, 300, 32)
+    tensors = scan_inputs(2, 300, 32)
     expected = selective_scan(*tensors, backend="numba")
     with ThreadPoolExecutor(4) as pool:
         for y in pool.map(lambda _: selective_scan(*tensors, backend="numba"), range(20)):
@@ -210,14 +170,14 @@ def test_calls_from_several_threads_at_once() -> None:
 
 @pytest.mark.parametrize("backend", HERE)
 def test_autograd_meta_and_compiler_know_the_operators(backend: str) -> None:
-    tensors = [t.requires_grad_() for t in inputs(2, 20, 16)]
+    tensors = [t.requires_grad_() for t in scan_inputs(2, 20, 16)]
     opcheck(torch.ops.umamba.selective_scan.default, (*tensors, True, backend))
     weight, bias = torch.randn(16, 4, requires_grad=True), torch.randn(16, requires_grad=True)
     opcheck(torch.ops.umamba.causal_convolution.default, (tensors[0], weight, bias, backend))
 
 
 def test_shapes_without_numbers() -> None:
-    tensors = [t.to("meta").requires_grad_() for t in inputs(2, 20, 16)]
+    tensors = [t.to("meta").requires_grad_() for t in scan_inputs(2, 20, 16)]
     y = selective_scan(*tensors)
     y.sum().backward()
     assert y.shape == (2, 20, 16)
@@ -226,7 +186,7 @@ def test_shapes_without_numbers() -> None:
 
 
 def test_a_second_derivative_is_refused() -> None:
-    u, *others = inputs(1, 10, 16)
+    u, *others = scan_inputs(1, 10, 16)
     first = torch.autograd.grad(selective_scan(u.requires_grad_(), *others).sum(), u, create_graph=True)[0]
     with pytest.raises(NotImplementedError, match="once"):
         first.sum().backward()
@@ -254,30 +214,30 @@ def test_the_convolution_is_pytorchs(backend: str, shape: tuple[int, int, int, i
     for a, b in ((y, expected), *((p.grad, q.grad) for p, q in zip(ours, theirs, strict=True))):
         assert a is not None
         assert b is not None
-        assert float(((a - b).abs().max() / b.abs().max()).detach()) < 1e-5
+        assert largest_difference(a, b) < 1e-5
 
 
 def test_float64_stays_float64_and_passes_gradcheck(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch_backend, "STEP_ELEMENTS", 16)
-    tensors = [t.double().requires_grad_() for t in inputs(1, 11, 2, 3)]
+    tensors = [t.double().requires_grad_() for t in scan_inputs(1, 11, 2, 3)]
     assert selective_scan(*tensors).dtype == torch.float64
     assert torch.autograd.gradcheck(selective_scan, tensors)
 
 
 def test_low_precision_is_computed_in_float32() -> None:
-    tensors = inputs(1, 40, 4)
+    tensors = scan_inputs(1, 40, 4)
     with torch.autocast("cpu", torch.bfloat16):
         y = selective_scan(*(t.bfloat16() for t in tensors))
     assert y.dtype == torch.float32
-    rounded = [t.bfloat16().double() for t in tensors]
-    assert float((y - recurrence(*rounded)).abs().max() / recurrence(*rounded).abs().max()) < 1e-5
+    rounded = ScanInputs(*(t.bfloat16().double() for t in tensors))
+    assert largest_difference(y, recurrence(rounded)) < 1e-5
 
 
 @pytest.mark.parametrize("backend", HERE)
 def test_memory_does_not_hold_a_state_for_every_token(backend: str) -> None:
     """What backward keeps is far less than (batch, length, channels, state)."""
     batch, length, channels, state = 1, 20_000, 4, 16
-    tensors = [t.requires_grad_() for t in inputs(batch, length, channels, state)]
+    tensors = [t.requires_grad_() for t in scan_inputs(batch, length, channels, state)]
     kept: list[int] = []
 
     def pack(tensor: Tensor) -> Tensor:

@@ -15,63 +15,25 @@ os.environ["TRITON_INTERPRET"] = "1"
 
 import torch
 import torch.nn.functional as F
+from scan_cases import leaves, recurrence, scan_inputs
 from torch import Tensor
 
 from umamba_cli.pipeline.networks.scan import triton_backend
+from umamba_cli.pipeline.networks.scan.inputs import ScanInputs
 
-NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
-Inputs = list[Tensor | None]
 Differences = dict[str, float]
 
 
-def recurrence(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-) -> Tensor:
-    """The definition, one token after the other."""
-    step = F.softplus(delta if delta_bias is None else delta + delta_bias)
-    h = u.new_zeros(u.shape[0], u.shape[2], A.shape[1])
-    y = []
-    for t in range(u.shape[1]):
-        h = torch.exp(step[:, t, :, None] * A) * h + (step[:, t] * u[:, t])[..., None] * B[:, t, None, :]
-        y.append((h * C[:, t, None, :]).sum(-1) + (0 if D is None else D * u[:, t]))
-    return torch.stack(y, 1) * (1 if z is None else F.silu(z))
-
-
-def scan_inputs(batch: int, length: int, channels: int, state: int = 16, *, steps: float = 3.0) -> Inputs:
-    generator = torch.Generator().manual_seed(length)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator)
-
-    return [
-        normal(batch, length, channels),
-        (torch.rand(batch, length, channels, generator=generator) * 2 - 1) * steps,
-        -torch.rand(channels, state, generator=generator) * state - 0.1,
-        normal(batch, length, state),
-        normal(batch, length, state),
-        normal(channels),
-        normal(batch, length, channels),
-        normal(channels) * 0.1,
-    ]
-
-
-def scan_differences(inputs: Inputs, dy: Tensor | None = None) -> Differences:
-    exact = [None if t is None else t.double().requires_grad_() for t in inputs]
-    expected = recurrence(*exact)
+def scan_differences(inputs: ScanInputs, dy: Tensor | None = None) -> Differences:
+    exact = leaves(inputs, torch.float64)
+    expected = recurrence(exact)
     if dy is None:
         dy = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1))
-    given = [(name, t) for name, t in zip(NAMES, exact, strict=True) if t is not None]
+    given = [(name, t) for name, t in exact._asdict().items() if t is not None]
     expected_gradients = torch.autograd.grad(expected, [t for _, t in given], dy.double())
-    y, saved = triton_backend.forward(*inputs, keep=True)
-    assert tuple(saved.shape) == triton_backend.saved_shape(inputs[0], inputs[2])
-    gradients = triton_backend.backward(dy, *inputs, saved)
+    y, saved = triton_backend.forward(inputs, keep=True)
+    assert tuple(saved.shape) == triton_backend.saved_shape(inputs.u, inputs.A)
+    gradients = triton_backend.backward(dy, inputs, saved)
     assert [g is None for g in gradients] == [t is None for t in inputs]
     found = [g for g in gradients if g is not None]
     return compared(["y", *(name for name, _ in given)], [y, *found], [expected, *expected_gradients])
@@ -88,33 +50,37 @@ def compared(names: list[str], ours: list[Tensor], theirs: list[Tensor]) -> Diff
 def slices_of_projections() -> Differences:
     """u and z side by side, B and C behind the step size's rank, as a Mamba block has them; rows not aligned."""
     inputs = scan_inputs(2, 21, 3)
-    inputs[0], inputs[6] = torch.cat([inputs[0], inputs[6]], -1).chunk(2, dim=-1)
-    rank = torch.zeros(2, 21, 2)
-    _, inputs[3], inputs[4] = torch.cat([rank, inputs[3], inputs[4]], -1).split([2, 16, 16], dim=-1)
-    assert not any(inputs[i].is_contiguous() for i in (0, 3, 4, 6))
-    return scan_differences(inputs)
+    u, z = torch.cat([inputs.u, inputs.z], -1).chunk(2, dim=-1)
+    _, B, C = torch.cat([torch.zeros(2, 21, 2), inputs.B, inputs.C], -1).split([2, 16, 16], dim=-1)
+    assert not any(t.is_contiguous() for t in (u, z, B, C))
+    return scan_differences(inputs._replace(u=u, z=z, B=B, C=C))
 
 
 def aligned_slices() -> Differences:
     inputs = scan_inputs(1, 21, 3)
-    inputs[3], inputs[4] = torch.cat([inputs[3], inputs[4]], -1).chunk(2, dim=-1)
-    assert triton_backend._vector_width(inputs[3], inputs[4]) == 4
-    return scan_differences(inputs)
+    B, C = torch.cat([inputs.B, inputs.C], -1).chunk(2, dim=-1)
+    assert triton_backend._vector_width(B, C) == 4
+    return scan_differences(inputs._replace(B=B, C=C))
 
 
 def transposed() -> Differences:
-    return scan_differences([t.mT.contiguous().mT if t.dim() == 3 else t for t in scan_inputs(2, 19, 3)])
+    return scan_differences(ScanInputs(*(t.mT.contiguous().mT if t.dim() == 3 else t for t in scan_inputs(2, 19, 3))))
 
 
-def without(*names: str) -> Inputs:
-    return [None if name in names else t for name, t in zip(NAMES, scan_inputs(2, 20, 3), strict=True)]
+def tiny_steps() -> ScanInputs:
+    inputs = scan_inputs(1, 33, 2)
+    return inputs._replace(delta=inputs.delta - 25)
+
+
+def without(*names: str) -> ScanInputs:
+    return scan_inputs(2, 20, 3)._replace(**dict.fromkeys(names))
 
 
 def nothing() -> Differences:
     for shape in ((0, 5, 3), (2, 0, 3)):
         inputs = scan_inputs(*shape)
-        y, saved = triton_backend.forward(*inputs, keep=True)
-        gradients = triton_backend.backward(y, *inputs, saved)
+        y, saved = triton_backend.forward(inputs, keep=True)
+        gradients = triton_backend.backward(y, inputs, saved)
         assert y.shape == shape
         assert [g.shape for g in gradients] == [t.shape for t in inputs]
         assert not any(g.any() for g in gradients)
@@ -123,9 +89,9 @@ def nothing() -> Differences:
 
 def nothing_kept() -> Differences:
     inputs = scan_inputs(2, 20, 3)
-    y, saved = triton_backend.forward(*inputs, keep=False)
+    y, saved = triton_backend.forward(inputs, keep=False)
     assert saved.numel() == 0
-    assert torch.equal(y, triton_backend.forward(*inputs, keep=True)[0])
+    assert torch.equal(y, triton_backend.forward(inputs, keep=True)[0])
     return {}
 
 
@@ -133,15 +99,15 @@ def cut(batch: int, length: int, channels: int, *, forward: int, backward: int) 
     """With so many chunks in either direction."""
     inputs = scan_inputs(batch, length, channels)
     programs = triton_backend.FORWARD_PROGRAMS, triton_backend.BACKWARD_PROGRAMS
-    chunks = [triton_backend._Plan(inputs[0], inputs[2], count).chunks for count in programs]
+    chunks = [triton_backend._Plan(inputs.u, inputs.A, count).chunks for count in programs]
     assert chunks == [forward, backward]
     return scan_differences(inputs)
 
 
 def repeated() -> Differences:
     inputs = scan_inputs(1, 20, 35)
-    y, saved = triton_backend.forward(*inputs, keep=True)
-    first, second = (triton_backend.backward(torch.ones_like(y), *inputs, saved) for _ in range(2))
+    y, saved = triton_backend.forward(inputs, keep=True)
+    first, second = (triton_backend.backward(torch.ones_like(y), inputs, saved) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     return {}
 
@@ -177,7 +143,7 @@ CASES: dict[str, Callable[[], Differences]] = {
     "one state": lambda: scan_differences(scan_inputs(1, 30, 2, 1)),
     "twenty states": lambda: scan_differences(scan_inputs(1, 18, 2, 20)),
     "extreme step sizes": lambda: scan_differences(scan_inputs(1, 60, 2, steps=30.0)),
-    "tiny step sizes": lambda: scan_differences([t - 25 if i == 1 else t for i, t in enumerate(scan_inputs(1, 33, 2))]),
+    "tiny step sizes": lambda: scan_differences(tiny_steps()),
     "slices of projections": slices_of_projections,
     "aligned slices": aligned_slices,
     "transposed": transposed,

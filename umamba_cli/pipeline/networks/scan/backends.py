@@ -19,8 +19,8 @@ ENVIRONMENT_VARIABLE = "UMAMBA_SCAN"
 class Backend:
     """One implementation: a module with these functions, imported when first used.
 
-    - `forward(u, delta, A, B, C, D, z, delta_bias, *, keep) -> (y, saved)`
-    - `backward(dy, u, delta, A, B, C, D, z, delta_bias, saved)`: eight gradients, None for what is None
+    - `forward(inputs, *, keep) -> (y, saved)`, of `ScanInputs`
+    - `backward(dy, inputs, saved)`: a gradient for each input, None for what is None
     - `saved_shape(u, A)`: the shape of `saved` where `keep` asks for it
     - `convolution_forward(x, weight, bias) -> y`, `convolution_backward(dy, x, weight, bias)`: three gradients
     """

@@ -14,8 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from umamba_cli.pipeline.networks.scan.backends import BACKENDS
-
-Optional = Tensor | None
+from umamba_cli.pipeline.networks.scan.inputs import Gradients, ScanInputs
 
 _CHUNK = 2048
 """Tokens for which the kernel keeps one state."""
@@ -27,62 +26,40 @@ def saved_shape(u: Tensor, A: Tensor) -> tuple[int, ...]:
     return batch, channels, (length + _CHUNK - 1) // _CHUNK, 2 * A.shape[1]
 
 
-def forward(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Optional,
-    z: Optional,
-    delta_bias: Optional,
-    *,
-    keep: bool,
-) -> tuple[Tensor, Tensor]:
-    """The scan; shapes as in `selective_scan`, all float32. Returns y and, with `keep`, what backward needs."""
-    y, states, *gated = _call("fwd", *_tokens_last(u, delta, A, B, C, D, z, delta_bias), True)
-    return _tokens_first(gated[0] if gated else y), states if keep else u.new_empty(0)
+def forward(inputs: ScanInputs, *, keep: bool) -> tuple[Tensor, Tensor]:
+    """The scan in float32: y and, with `keep`, what backward needs."""
+    y, states, *gated = _call("fwd", *_tokens_last(inputs), True)
+    return _tokens_first(gated[0] if gated else y), states if keep else y.new_empty(0)
 
 
-def backward(
-    dy: Tensor,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Optional,
-    z: Optional,
-    delta_bias: Optional,
-    saved: Tensor,
-) -> tuple[Optional, ...]:
-    """The gradients of the eight inputs; None where an input is None."""
-    inputs = _tokens_last(u, delta, A, B, C, D, z, delta_bias)
+def backward(dy: Tensor, inputs: ScanInputs, saved: Tensor) -> Gradients:
+    """The gradients of all inputs from that of y."""
+    theirs, has_gate = _tokens_last(inputs), inputs.z is not None
     # With a gate the kernel needs the output before it, which is computed once more rather than kept.
-    before_gate = _call("fwd", *inputs, True)[0] if z is not None else None
+    before_gate = _call("fwd", *theirs, True)[0] if has_gate else None
     dout = dy.transpose(1, 2).contiguous()
-    du, ddelta, dA, dB, dC, dD, dbias, *dz = _call("bwd", *inputs, dout, saved, before_gate, None, True, False)
+    du, ddelta, dA, dB, dC, dD, dbias, *dz = _call("bwd", *theirs, dout, saved, before_gate, None, True, False)
     return (
         _tokens_first(du),
         _tokens_first(ddelta),
         dA,
         _tokens_first(dB[:, 0]),
         _tokens_first(dC[:, 0]),
-        None if D is None else dD,
-        None if z is None else _tokens_first(dz[0]),
-        None if delta_bias is None else dbias,
+        None if inputs.D is None else dD,
+        _tokens_first(dz[0]) if has_gate else None,
+        None if inputs.delta_bias is None else dbias,
     )
 
 
-def convolution_forward(x: Tensor, weight: Tensor, bias: Optional) -> Tensor:
+def convolution_forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """As of the backend that computes it."""
     y: Tensor = _convolution().convolution_forward(x, weight, bias)
     return y
 
 
-def convolution_backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Optional) -> tuple[Optional, ...]:
+def convolution_backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> Gradients:
     """As of the backend that computes it."""
-    gradients: tuple[Optional, ...] = _convolution().convolution_backward(dy, x, weight, bias)
+    gradients: Gradients = _convolution().convolution_backward(dy, x, weight, bias)
     return gradients
 
 
@@ -97,7 +74,7 @@ def _call(name: str, *arguments: Any) -> Any:
         return function(*arguments, None)
 
 
-def _tokens_last(*inputs: Optional) -> list[Optional]:
+def _tokens_last(inputs: ScanInputs) -> list[Tensor | None]:
     """(B, L, D) to (B, D, L); B and C get an axis for groups of channels: (B, 1, N, L)."""
     u, delta, A, B, C, D, z, delta_bias = (None if t is None else t.contiguous() for t in inputs)
     u, delta, z = (None if t is None else t.transpose(1, 2).contiguous() for t in (u, delta, z))

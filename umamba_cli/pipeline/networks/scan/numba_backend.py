@@ -18,12 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from umamba_cli.pipeline.networks.scan import numba_convolution, numba_scan, torch_backend
+from umamba_cli.pipeline.networks.scan.inputs import Gradients, ScanInputs
 from umamba_cli.pipeline.networks.scan.numba_convolution import TAPS, ConvolutionCall
 from umamba_cli.pipeline.networks.scan.numba_scan import BackwardCall, ForwardCall
 from umamba_cli.pipeline.networks.scan.numba_steps import CHUNK, GROUP
 from umamba_cli.pipeline.networks.scan.vectors import LANES, LOG2_E, VECTOR_BYTES
-
-Optional = Tensor | None
 
 
 def saved_shape(u: Tensor, A: Tensor) -> tuple[int, ...]:
@@ -32,45 +31,23 @@ def saved_shape(u: Tensor, A: Tensor) -> tuple[int, ...]:
     return batch, _up(length, CHUNK), _up(channels, LANES), _up(A.shape[1], GROUP) * GROUP, LANES
 
 
-def forward(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Optional,
-    z: Optional,
-    delta_bias: Optional,
-    *,
-    keep: bool,
-) -> tuple[Tensor, Tensor]:
-    """The scan; shapes as in `selective_scan`, all float32. Returns y and, with `keep`, what backward needs."""
-    inputs = _Inputs(u, delta, A, B, C, D, z, delta_bias)
-    starts = _empty(saved_shape(u, A)) if keep else u.new_empty(0)
-    y = _empty(inputs.padded_shape)
-    call = inputs.call(y, starts)
+def forward(inputs: ScanInputs, *, keep: bool) -> tuple[Tensor, Tensor]:
+    """The scan in float32: y and, with `keep`, what backward needs."""
+    u, prepared = inputs.u, _Prepared(inputs)
+    starts = _empty(saved_shape(u, inputs.A)) if keep else u.new_empty(0)
+    y = _empty(prepared.shape)
+    call = prepared.call(y, starts)
     _share_out(numba_scan.forward, (call,), len(u) * call.parts)
     return _narrowed(y, u.shape[2]), starts
 
 
-def backward(
-    dy: Tensor,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Optional,
-    z: Optional,
-    delta_bias: Optional,
-    saved: Tensor,
-) -> tuple[Optional, ...]:
-    """The gradients of the eight inputs; None where an input is None."""
-    inputs = _Inputs(u, delta, A, B, C, D, z, delta_bias)
-    call = inputs.call(u.new_empty(0), saved)
-    batch, length, channels = inputs.padded_shape
-    du, ddelta = _empty(inputs.padded_shape), _empty(inputs.padded_shape)
-    dz = _empty(inputs.padded_shape) if z is not None else None
+def backward(dy: Tensor, inputs: ScanInputs, saved: Tensor) -> Gradients:
+    """The gradients of all inputs from that of y."""
+    u, prepared = inputs.u, _Prepared(inputs)
+    call = prepared.call(u.new_empty(0), saved)
+    batch, length, channels = prepared.shape
+    du, ddelta = _empty(prepared.shape), _empty(prepared.shape)
+    dz = _empty(prepared.shape) if inputs.z is not None else None
     dA = u.new_zeros(batch, call.blocks, call.states, LANES)
     dB, dC = (u.new_empty(call.parts, batch, length, call.states) for _ in range(2))
     dD, dbias = u.new_zeros(batch, channels), u.new_zeros(batch, channels)
@@ -79,7 +56,7 @@ def backward(
         *_place(dy), *(0 if t is None else t.data_ptr() for t in (du, ddelta, dz, dA, dB, dC, dD, dbias)), batch
     )
     _share_out(numba_scan.backward, (call, gradients), batch * call.parts)
-    width, states = u.shape[2], A.shape[1]
+    width, states = u.shape[2], inputs.A.shape[1]
     dA = dA.sum(0).transpose(1, 2).reshape(channels, call.states)[:width, :states].contiguous()
     dB, dC = (g[0] if call.parts == 1 else g.sum(0) for g in (dB, dC))
     return (
@@ -88,47 +65,46 @@ def backward(
         dA,
         _narrowed(dB, states),
         _narrowed(dC, states),
-        None if D is None else _narrowed(dD.sum(0), width),
+        None if inputs.D is None else _narrowed(dD.sum(0), width),
         None if dz is None else _narrowed(dz, width),
-        None if delta_bias is None else _narrowed(dbias.sum(0), width),
+        None if inputs.delta_bias is None else _narrowed(dbias.sum(0), width),
     )
 
 
-def convolution_forward(x: Tensor, weight: Tensor, bias: Optional) -> Tensor:
+def convolution_forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """silu(causal depthwise convolution); x (B, L, D), weight (D, K), bias (D,), all float32."""
     if weight.shape[1] > TAPS:
         return torch_backend.convolution_forward(x, weight, bias)
-    inputs = _ConvolutionInputs(x, weight, bias)
-    y = _empty(inputs.padded_shape)
-    call = inputs.call(y)
+    prepared = _PreparedConvolution(x, weight, bias)
+    y = _empty(prepared.shape)
+    call = prepared.call(y)
     _share_out(numba_convolution.forward, (call,), call.batch * call.parts)
     return _narrowed(y, x.shape[2])
 
 
-def convolution_backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Optional) -> tuple[Optional, ...]:
+def convolution_backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> Gradients:
     """The gradients of x, weight and bias; None where there is no bias."""
     if weight.shape[1] > TAPS:
         return torch_backend.convolution_backward(dy, x, weight, bias)
-    inputs = _ConvolutionInputs(x, weight, bias)
-    dx = _empty(inputs.padded_shape)
-    parts, (batch, _, channels) = _parts(len(x), x.shape[1]), inputs.padded_shape
+    prepared = _PreparedConvolution(x, weight, bias)
+    dx = _empty(prepared.shape)
+    parts, (batch, _, channels) = _parts(len(x), x.shape[1]), prepared.shape
     dweight, dbias = x.new_zeros(parts, batch, TAPS, channels), x.new_zeros(parts, batch, channels)
     dy = _padded(dy, channels)  # bound to a name: the call takes addresses only
-    call = inputs.call(dx, dy, dweight, dbias)
+    call = prepared.call(dx, dy, dweight, dbias)
     _share_out(numba_convolution.backward, (call,), batch * parts)
     width, taps = weight.shape
     dweight = dweight.sum((0, 1)).t()[:width, TAPS - taps :].contiguous()
     return _narrowed(dx, width), dweight, None if bias is None else _narrowed(dbias.sum((0, 1)), width)
 
 
-class _Inputs:
+class _Prepared:
     """The tensors of a call as the compiled code wants them; they must live as long as the call."""
 
-    def __init__(
-        self, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Optional, z: Optional, bias: Optional
-    ) -> None:
+    def __init__(self, inputs: ScanInputs) -> None:
+        u, delta, A, B, C, D, z, bias = inputs
         channels, states = _up(u.shape[2], LANES) * LANES, _up(A.shape[1], GROUP) * GROUP
-        self.padded_shape = (*u.shape[:2], channels)
+        self.shape = (*u.shape[:2], channels)
         self._u, self._delta = _padded(u, channels), _padded(delta, channels)
         self._z = None if z is None else _padded(z, channels)
         self._B, self._C = _padded(B, states), _padded(C, states)
@@ -140,7 +116,7 @@ class _Inputs:
 
     def call(self, y: Tensor, starts: Tensor) -> ForwardCall:
         """What the compiled code takes; `starts` without elements keeps nothing."""
-        batch, length, channels = self.padded_shape
+        batch, length, channels = self.shape
         return ForwardCall(  # type: ignore[call-arg]  # numbers unpacked
             *(number for t in (self._u, self._delta, self._B, self._C) for number in _place(t)),
             *(_place(self._z) if self._z is not None else (0, 0, 0)),
@@ -153,18 +129,20 @@ class _Inputs:
         )
 
 
-class _ConvolutionInputs:
+class _PreparedConvolution:
     """The same for the convolution; fewer taps than four are four with zeros first."""
 
-    def __init__(self, x: Tensor, weight: Tensor, bias: Optional) -> None:
+    def __init__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         channels = _up(x.shape[2], LANES) * LANES
-        self.padded_shape = (*x.shape[:2], channels)
+        self.shape = (*x.shape[:2], channels)
         self._x = _padded(x, channels)
         self._weight = F.pad(weight, (TAPS - weight.shape[1], 0, 0, channels - len(weight))).t().contiguous()
         self._bias = x.new_zeros(channels) if bias is None else _padded(bias, channels).contiguous()
 
-    def call(self, y: Tensor, dy: Optional = None, dweight: Optional = None, dbias: Optional = None) -> ConvolutionCall:
-        batch, length, channels = self.padded_shape
+    def call(
+        self, y: Tensor, dy: Tensor | None = None, dweight: Tensor | None = None, dbias: Tensor | None = None
+    ) -> ConvolutionCall:
+        batch, length, channels = self.shape
         return ConvolutionCall(  # type: ignore[call-arg]  # numbers unpacked
             *_place(self._x),
             self._weight.data_ptr(),

@@ -189,10 +189,10 @@ def backward(call: ForwardCall, gradients: BackwardCall, first: int, last: int) 
                     advance_and_keep((work, A, BC_g, work + H, steps))
                     go_back((work, A, BC_g, d_h_g, d_A + n, d_BC + g * LANES_BYTES, steps))
                 if c.z:
-                    write_dz((work, d.d_z + dense + at, row, steps, -CHUNK))
+                    write_dz((work, d.d_z + dense + at, row, steps))
                 dD, dbias = d.d_D + batch * row + at, d.d_bias + batch * row + at
                 du, ddelta = d.d_u + dense + at, d.d_delta + dense + at
-                write_back((work, u + at, c.u_step, c.D + at, du, ddelta, row, dD, dbias, steps, -CHUNK))
+                write_back((work, u + at, c.u_step, c.D + at, du, ddelta, row, dD, dbias, steps))
             for g in range(groups):
                 at = ((part * d.batch + batch) * c.length + t) * state_row + g * HALF_BYTES
                 add_lanes((d_BC + g * LANES_BYTES, d.d_B + at, d.d_C + at, state_row, steps))

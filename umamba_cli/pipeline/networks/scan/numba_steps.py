@@ -184,7 +184,7 @@ def gate_back(
 
 
 @vector_code
-def write_dz(v: Vectors, work: Value, dz: Value, dz_step: Value, steps: Value, ahead: Value) -> None:
+def write_dz(v: Vectors, work: Value, dz: Value, dz_step: Value, steps: Value) -> None:
     """The gradient of z, from what `gate_back` left and y."""
 
     def step(t: Value, _: object) -> list[Value]:
@@ -250,7 +250,6 @@ def write_back(
     dD: Value,
     dbias: Value,
     steps: Value,
-    ahead: Value,
 ) -> None:
     """The gradients of u and delta, and what the chunk adds to those of D and the bias."""
     D_ = v.load(D)

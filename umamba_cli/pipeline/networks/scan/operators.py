@@ -14,13 +14,15 @@ import torch
 from torch import Tensor
 
 from umamba_cli.pipeline.networks.scan.backends import BACKENDS, choose_backend
+from umamba_cli.pipeline.networks.scan.inputs import ScanInputs
 
 Optional = Tensor | None
 
 _NAMESPACE = "umamba"
 _DEVICES = ("CPU", "CUDA", "MPS")
 _SCAN_INPUTS = "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias"
-_GRADIENTS = ", ".join(["Tensor"] * 8)
+_COUNT = len(ScanInputs._fields)
+_GRADIENTS = ", ".join(["Tensor"] * _COUNT)
 
 _library: Any = torch.library.Library(_NAMESPACE, "DEF")  # type: ignore[no-untyped-call]
 _library.define(f"selective_scan({_SCAN_INPUTS}, bool keep, str backend) -> (Tensor, Tensor)")
@@ -35,31 +37,30 @@ scan_operator = torch.ops.umamba.selective_scan.default
 convolution_operator = torch.ops.umamba.causal_convolution.default
 
 
-def _scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
-    D, z, delta_bias, keep, backend = others
-    if not u.numel():
-        return torch.zeros_like(u, memory_format=torch.contiguous_format), u.new_empty(0)
-    y, saved = _implementation(u, backend).forward(u, delta, A, B, C, D, z, delta_bias, keep=keep)
+def _scan(*arguments: Any) -> tuple[Tensor, Tensor]:
+    inputs, (keep, backend) = ScanInputs(*arguments[:_COUNT]), arguments[_COUNT:]
+    if not inputs.u.numel():
+        return _like(inputs.u, inputs.u), inputs.u.new_empty(0)
+    y, saved = _implementation(inputs.u, backend).forward(inputs, keep=keep)
     return y, saved
 
 
-def _scan_backward(dy: Tensor, *others: Any) -> tuple[Tensor, ...]:
-    *inputs, saved, backend = others
+def _scan_backward(dy: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    inputs, (saved, backend) = ScanInputs(*arguments[:_COUNT]), arguments[_COUNT:]
     if not dy.numel():
         return tuple(_like(t, dy).zero_() for t in inputs)
-    gradients = _implementation(dy, backend).backward(dy, *inputs, saved)
+    gradients = _implementation(dy, backend).backward(dy, inputs, saved)
     return tuple(dy.new_empty(0) if gradient is None else gradient for gradient in gradients)
 
 
-def _scan_shapes(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
-    *_, keep, backend = others
-    shape = _implementation(u, backend).saved_shape(u, A) if keep else (0,)
-    return _like(u, u), u.new_empty(shape)
+def _scan_shapes(*arguments: Any) -> tuple[Tensor, Tensor]:
+    inputs, (keep, backend) = ScanInputs(*arguments[:_COUNT]), arguments[_COUNT:]
+    shape = _implementation(inputs.u, backend).saved_shape(inputs.u, inputs.A) if keep else (0,)
+    return _like(inputs.u, inputs.u), inputs.u.new_empty(shape)
 
 
-def _scan_backward_shapes(dy: Tensor, *others: Any) -> tuple[Tensor, ...]:
-    *inputs, _saved, _backend = others
-    return tuple(_like(t, dy) for t in inputs)
+def _scan_backward_shapes(dy: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    return tuple(_like(t, dy) for t in arguments[:_COUNT])
 
 
 def _convolution(x: Tensor, weight: Tensor, bias: Optional, backend: str) -> Tensor:

@@ -23,13 +23,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from umamba_cli.pipeline.networks.scan.inputs import Gradients, ScanInputs
+
 # Elements that one step should handle: enough to drown PyTorch's call overhead, few enough to stay in the cache.
 STEP_ELEMENTS = 1 << 18
 _ACCELERATOR_STEP_ELEMENTS = 1 << 22
 _SOFTPLUS_IS_LINEAR_FROM = 20.0
-
-
-Optional = Tensor | None
 
 
 def saved_shape(u: Tensor, A: Tensor) -> tuple[int, ...]:
@@ -39,19 +38,9 @@ def saved_shape(u: Tensor, A: Tensor) -> tuple[int, ...]:
     return math.ceil(steps / _segment_length(steps)), math.ceil(length / steps), batch, channels, int(A.shape[1])
 
 
-def forward(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Optional,
-    z: Optional,
-    delta_bias: Optional,
-    *,
-    keep: bool,
-) -> tuple[Tensor, Tensor]:
-    """The scan; shapes as in `selective_scan`, all of one type. Returns y and, with `keep`, what backward needs."""
+def forward(inputs: ScanInputs, *, keep: bool) -> tuple[Tensor, Tensor]:
+    """The scan in the inputs' type: y and, with `keep`, what backward needs."""
+    u, delta, A, B, C, D, z, delta_bias = inputs
     dt = F.softplus(delta if delta_bias is None else delta + delta_bias)
     y, starts = _scan(u, dt, A, B, C, _steps(u, A), keep=keep)
     if D is not None:
@@ -59,19 +48,9 @@ def forward(
     return (y if z is None else y.mul_(F.silu(z))), starts
 
 
-def backward(
-    dy: Tensor,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Optional,
-    z: Optional,
-    delta_bias: Optional,
-    saved: Tensor,
-) -> tuple[Optional, ...]:
-    """The gradients of the eight inputs; None where an input is None."""
+def backward(dy: Tensor, inputs: ScanInputs, saved: Tensor) -> Gradients:
+    """The gradients of all inputs from that of y."""
+    u, delta, A, B, C, D, z, delta_bias = inputs
     inner = delta if delta_bias is None else delta + delta_bias
     dy_inner, dz = dy, None
     if z is not None:
@@ -87,7 +66,7 @@ def backward(
     return du, ddelta, dA, dB, dC, dD, dz, None if delta_bias is None else ddelta.sum((0, 1))
 
 
-def convolution_forward(x: Tensor, weight: Tensor, bias: Optional) -> Tensor:
+def convolution_forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """silu(causal depthwise convolution); x (B, L, D), weight (D, K), bias (D,).
 
     As shifted multiply-adds: PyTorch's depthwise Conv1d wants (B, D, L), here the tokens stay where they are.
@@ -95,7 +74,7 @@ def convolution_forward(x: Tensor, weight: Tensor, bias: Optional) -> Tensor:
     return F.silu(_convolved(x, weight, bias))
 
 
-def convolution_backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Optional) -> tuple[Optional, ...]:
+def convolution_backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> Gradients:
     """The gradients of x, weight and bias; None where there is no bias."""
     inner = torch.ops.aten.silu_backward(dy, _convolved(x, weight, bias))
     taps, length = weight.shape[1], x.shape[1]
@@ -107,7 +86,7 @@ def convolution_backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Optional) 
     return dx, dweight, None if bias is None else inner.sum((0, 1))
 
 
-def _convolved(x: Tensor, weight: Tensor, bias: Optional) -> Tensor:
+def _convolved(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     taps, length = weight.shape[1], x.shape[1]
     padded = F.pad(x, (0, 0, taps - 1, 0))
     y = padded[:, :length] * weight[:, 0]

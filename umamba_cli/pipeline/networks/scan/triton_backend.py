@@ -40,6 +40,7 @@ import triton
 from torch import Tensor
 
 from umamba_cli.pipeline.networks.scan import triton_convolution_kernels, triton_kernels
+from umamba_cli.pipeline.networks.scan.inputs import Gradients, ScanInputs
 
 CHANNELS = 32
 """Channels of one program: a warp's lanes, and 128 bytes of a row."""
@@ -78,34 +79,13 @@ def saved_shape(u: Tensor, A: Tensor) -> tuple[int, ...]:
     return batch, (length + SEGMENT - 1) // SEGMENT, (channels + CHANNELS - 1) // CHANNELS, A.shape[1], CHANNELS
 
 
-def forward(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    *,
-    keep: bool,
-) -> tuple[Tensor, Tensor]:
-    """The selective scan (see `scan.selective_scan`), all tensors float32 on one GPU.
-
-    Args:
-        u: (B, L, D); last axis contiguous, as of all tensors but A; batches and rows may lie anywhere.
-        delta: (B, L, D), before softplus.
-        A: (D, N), negative.
-        B: (B, L, N).
-        C: (B, L, N).
-        D: (D,) or None.
-        z: (B, L, D) or None.
-        delta_bias: (D,) or None.
-        keep: whether `backward` will follow.
+def forward(inputs: ScanInputs, *, keep: bool) -> tuple[Tensor, Tensor]:
+    """The scan, all tensors float32 on one GPU; batches and rows may lie anywhere.
 
     Returns:
-        y (B, L, D), and the states that `backward` needs (`saved_shape`; empty where `keep` is False).
+        y (B, L, D) and, with `keep`, the states that `backward` needs (`saved_shape`).
     """
+    u, delta, A, B, C, D, z, delta_bias = inputs
     batch, length, channels = u.shape
     y = torch.empty(batch, length, channels, device=u.device, dtype=torch.float32)
     saved = y.new_empty(saved_shape(u, A) if keep else (0,))
@@ -126,21 +106,11 @@ def forward(
     return y, saved
 
 
-def backward(
-    dy: Tensor,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    saved: Tensor,
-) -> tuple[Tensor | None, ...]:
-    """The gradients of u, delta, A, B, C, D, z and delta_bias, from that of y and what `forward` kept."""
+def backward(dy: Tensor, inputs: ScanInputs, saved: Tensor) -> Gradients:
+    """The gradients of all inputs, from that of y and what `forward` kept."""
+    u, delta, A, B, C, D, z, delta_bias = inputs
     if u.numel() == 0 or A.shape[1] == 0:
-        return tuple(None if t is None else torch.zeros_like(t) for t in (u, delta, A, B, C, D, z, delta_bias))
+        return tuple(None if t is None else torch.zeros_like(t) for t in inputs)
     batch, length, channels = u.shape
     plan = _Plan(u, A, BACKWARD_PROGRAMS)
     dy, u, delta, B, C = _rows(dy), _rows(u), _rows(delta), _rows(B), _rows(C)

@@ -7,8 +7,11 @@ what the processor has (LLVM splits the vector where registers are shorter, down
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Sequence
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from llvmlite import ir
@@ -232,11 +235,24 @@ class Vectors:
 
 
 def compiled(function: Callable[..., Any]) -> Any:
-    """The function compiled on its first call, without Python's lock; kept on disk where there is a place for it."""
+    """The function compiled on its first call, without Python's lock; kept on disk where there is a place for it.
+
+    Numba takes what it kept for valid as long as the function's own file is unchanged. The name under which it looks is
+    made to change with all files that the code is written in.
+    """
+    function.__qualname__ += f"_{_digest_of_sources()}"
     try:
         return njit(nogil=True, cache=True)(function)
     except RuntimeError:  # neither the package's folder nor the user's can be written to
         return njit(nogil=True)(function)
+
+
+@lru_cache
+def _digest_of_sources() -> str:
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def vector_code(write: Callable[..., None]) -> Callable[[tuple[int, ...]], None]:

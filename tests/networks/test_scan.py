@@ -101,6 +101,25 @@ def test_extreme_step_sizes(backend: str, budget: int, monkeypatch: pytest.Monke
         assert max(largest_differences(all_the_same, backend).values()) < 1e-5
 
 
+def test_long_memory() -> None:
+    """Steps of a thousandth, all the same: the rounding of their exponentials would add up over thousands of tokens."""
+    inputs = scan_inputs(1, 8000, 16)
+    inputs = inputs._replace(
+        delta=torch.full_like(inputs.delta, math.log(math.expm1(1e-3))),
+        A=-torch.arange(1.0, 17.0).repeat(16, 1),
+        delta_bias=torch.zeros(16),
+    )
+    ours, theirs = leaves(inputs), leaves(inputs, torch.float64)
+    y, expected = selective_scan(*ours, backend="numba"), selective_scan(*theirs)  # in float64 it is held to above
+    weight = torch.randn(y.shape, generator=torch.Generator().manual_seed(1))
+    pairs = zip(
+        (y, *torch.autograd.grad(y, ours, weight)),
+        (expected, *torch.autograd.grad(expected, theirs, weight.double())),
+        strict=True,
+    )
+    assert max(largest_difference(a, b) for a, b in pairs) < 4e-6
+
+
 @pytest.mark.parametrize("backend", HERE)
 @pytest.mark.parametrize("left_out", [("D",), ("z",), ("delta_bias",), ("D", "z", "delta_bias")])
 def test_optional_parts_may_be_left_out(backend: str, left_out: tuple[str, ...]) -> None:

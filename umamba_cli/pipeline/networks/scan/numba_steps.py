@@ -3,9 +3,10 @@
 16 channels lie in the lanes of a vector, 8 states of them advance together in registers, step by step. What one loop
 leaves to the next lies in a workspace that fits into the nearest cache.
 
-Names follow `selective_scan`: dt is the step size after softplus, `decay` is exp(dt A), `drive` is dt u, what enters
-the state by B. Gradients begin with `d_`. Addresses and strides are whole numbers, in bytes; `ahead` is how many steps
-further on the caller will read next.
+Names follow `selective_scan`: dt is the step size after softplus, `drive` is dt u, what enters the state by B, `decay`
+is exp(dt A) - 1: where steps are small the exponential is nearly 1, and its rounding would add up over the tokens.
+Gradients begin with `d_`. Addresses and strides are whole numbers, in bytes; `ahead` is how many steps further on the
+caller will read next.
 """
 
 from __future__ import annotations
@@ -86,9 +87,9 @@ def _advance_code(v: Vectors, arguments: tuple[Value, ...], *, keep: bool) -> No
         sums = [v.load(v.offset(at, Y)), v.constant(0.0)]  # two chains of additions, each half as long
         following = []
         for n in group:
-            decay = v.exp2(v.multiply(dt, A_[n]))
+            decay = v.exp2_minus_1(v.multiply(dt, A_[n]))
             entering = v.multiply(drive, v.load_to_all(v.offset(B_t, n, NUMBER_BYTES)))
-            following.append(v.multiply_add(decay, h_[n], entering))
+            following.append(v.add(v.multiply_add(decay, h_[n], h_[n]), entering))
             sums[n % 2] = v.multiply_add(following[n], v.load_to_all(v.offset(C_t, n, NUMBER_BYTES)), sums[n % 2])
             if keep:
                 v.store(decay, v.offset(kept, _DECAYS + n * VECTOR_BYTES))
@@ -105,7 +106,7 @@ def _advance_code(v: Vectors, arguments: tuple[Value, ...], *, keep: bool) -> No
 
 @vector_code
 def advance(v: Vectors, *arguments: Value) -> None:
-    """H = decay h + drive B and y += C . h, through the steps of a chunk, for 8 states."""
+    """H += decay h + drive B and y += C . h, through the steps of a chunk, for 8 states."""
     _advance_code(v, arguments, keep=False)
 
 
@@ -223,7 +224,7 @@ def go_back(v: Vectors, work: Value, A: Value, BC: Value, d_h: Value, d_A: Value
                 place = v.offset(d_BC_t, offset)
                 v.store(v.multiply_add(a, b, v.load(place)), place)
             d_drive = v.multiply_add(d_h_n, v.load_to_all(v.offset(B_t, n, NUMBER_BYTES)), d_drive)
-            d_h_[n] = v.multiply(d_h_n, v.load(v.offset(kept, _DECAYS + lane)))
+            d_h_[n] = v.multiply_add(d_h_n, v.load(v.offset(kept, _DECAYS + lane)), d_h_n)
             through_decay = v.multiply(d_h_[n], before)  # the exponential is its own derivative
             d_A_[n] = v.multiply_add(through_decay, dt, d_A_[n])
             d_exponent = v.multiply_add(through_decay, A_[n], d_exponent)

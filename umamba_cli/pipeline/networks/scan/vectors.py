@@ -27,10 +27,8 @@ _FLOAT, _WORD, _LONG = ir.FloatType(), ir.IntType(32), ir.IntType(64)
 _VECTOR, _WORDS = ir.VectorType(_FLOAT, LANES), ir.VectorType(_WORD, LANES)
 _HALF = ir.VectorType(_FLOAT, LANES // 2)
 
-# 2^r for |r| <= 1/2, fitted for the least relative error (9e-8). The first coefficient is exactly 1, so that a step
-# that does not decay leaves the state as it is.
+# (2^r - 1) / r for |r| <= 1/2, fitted for the least relative error of 2^r (9e-8).
 _EXP2 = (
-    1.0,
     0.6931469775985428,
     0.24022242084661774,
     0.055507337439273274,
@@ -120,19 +118,27 @@ class Vectors:
         return value
 
     def exp2(self, x: Value) -> Value:
-        """2^x for x <= 0 (and up to 100); below -126 it is 2^-126. NaN stays NaN.
+        """2^x for x <= 0 (and up to 100); below -126 it is 2^-126. NaN stays NaN."""
+        power, rest = self._exp2_parts(x)
+        return self.multiply_add(power, rest, power)
 
-        2^x = 2^k 2^r, k the nearest whole number. Adding `_ROUNDER` leaves k in the last bits, from where it is shifted
-        into the exponent of the polynomial's value.
+    def exp2_minus_1(self, x: Value) -> Value:
+        """2^x - 1 for the same x, exact to the last bits where x is small and 2^x is nearly 1."""
+        power, rest = self._exp2_parts(x)
+        return self.multiply_add(power, rest, self.subtract(power, self.constant(1.0)))
+
+    def _exp2_parts(self, x: Value) -> tuple[Value, Value]:
+        """2^k and 2^r - 1, whose sum r + k is x, k the nearest whole number.
+
+        Adding `_ROUNDER` leaves k in the last bits, from where it is shifted into the exponent of a float.
         """
-        b = self.builder
-        least = self.constant(_LEAST_EXPONENT)
+        b, least = self.builder, self.constant(_LEAST_EXPONENT)
         x = b.select(b.fcmp_ordered("<", x, least), least, x)  # this way round NaN stays NaN
         rounded = self.add(x, self.constant(_ROUNDER))
-        rest = self.subtract(x, self.subtract(rounded, self.constant(_ROUNDER)))
-        power = self.polynomial(_EXP2, rest)
+        r = self.subtract(x, self.subtract(rounded, self.constant(_ROUNDER)))
         exponent = b.shl(b.bitcast(rounded, _WORDS), ir.Constant(_WORDS, [_MANTISSA_BITS] * LANES))
-        return b.bitcast(b.add(b.bitcast(power, _WORDS), exponent), _VECTOR)
+        power = b.bitcast(b.add(exponent, b.bitcast(self.constant(1.0), _WORDS)), _VECTOR)
+        return power, self.multiply(r, self.polynomial(_EXP2, r))
 
     def exp_of_minus_absolute(self, x: Value) -> Value:
         """e^-|x|."""

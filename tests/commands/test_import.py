@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import zipfile
@@ -12,7 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from bundles import architecture, edit, rewrite
 from raw_datasets import RawDataset, error_lines
+from safetensors.torch import load, save
 from trained_models import TrainedModel
 
 from umamba_cli.pipeline.data.images import read_label_map
@@ -51,7 +54,7 @@ def test_import_says_what_it_made(umamba: Callable, tmp_path: Path) -> None:
     folder = TrainedModel().write(tmp_path / "model", folds=(0, 1))
     done = umamba("import", folder, "-o", tmp_path / "a.zip")
     assert done.code == 0
-    assert "unet in 3d_fullres, fold 0, 1, trained by nnUNetTrainer for 7 epochs on Dataset001_A" in done.out
+    assert "unet in 3d_fullres, fold 0, 1, trained by nnUNetTrainer on Dataset001_A" in done.out
     assert f"next: umamba predict {tmp_path / 'a.zip'}" in done.out
     assert "import 2/2: fold 1" in done.err
     content = json.loads(umamba("import", folder, "-o", tmp_path / "b.zip", "-f", 1, "--json").out)
@@ -196,3 +199,44 @@ def test_predict_refuses_folds_that_a_bundle_does_not_hold(
     error, advice = error_lines(done, code=2)
     assert "holds no fold 4" in error
     assert "0, 1" in advice
+
+
+def test_a_model_of_nnunet_must_be_imported_first(umamba: Callable, images: Path, tmp_path: Path) -> None:
+    folder = TrainedModel().write(tmp_path / "model")
+    for model in (folder, folder / "fold_0", folder / "fold_0" / "checkpoint_final.pth"):
+        lines = error_lines(umamba("predict", model, "-i", images, "-o", tmp_path / "out", *CPU), code=2)
+        assert f"umamba import {model}" in lines[-1]
+
+
+def test_a_bundle_is_not_imported(umamba: Callable, bundle: Path, tmp_path: Path) -> None:
+    lines = error_lines(umamba("import", bundle, "-o", tmp_path / "again.zip"), code=2)
+    assert "is a bundle already" in lines[0]
+
+
+@pytest.mark.parametrize("overwrite", [(), ("--overwrite",)])
+def test_a_bundle_needs_the_name_of_a_file(umamba: Callable, tmp_path: Path, overwrite: tuple[str, ...]) -> None:
+    folder = TrainedModel().write(tmp_path / "model")
+    (tmp_path / "folder").mkdir()
+    for output, problem in ((tmp_path / "folder", "is a folder"), (tmp_path / "no/a.zip", "does not exist")):
+        lines = error_lines(umamba("import", folder, "-o", output, *overwrite), code=2)
+        assert problem in lines[0]
+
+
+@pytest.mark.parametrize("changed", [{"blocks_per_stage": [10**9, 1]}, {"features_per_stage": [90_000, 100_000]}])
+def test_a_bundle_that_describes_an_absurd_network_is_refused(
+    umamba: Callable, bundle: Path, images: Path, tmp_path: Path, changed: dict[str, Any]
+) -> None:
+    absurd = dataclasses.asdict(architecture(input_channels=2, outputs=4))
+    rewrite(bundle, edit("run.json", architecture={**absurd, **changed}))
+    error_lines(umamba("predict", bundle, "-i", images, "-o", tmp_path / "out", *CPU), code=2)
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_of_whole_numbers_are_refused(umamba: Callable, bundle: Path, images: Path, tmp_path: Path) -> None:
+    def round_weights(files: dict[str, bytes]) -> None:
+        name = "weights/fold_0.safetensors"
+        files[name] = save({key: t.to(torch.int8) for key, t in load(files[name]).items()})
+
+    rewrite(bundle, round_weights)
+    lines = error_lines(umamba("predict", bundle, "-f", 0, "-i", images, "-o", tmp_path / "out", *CPU), code=2)
+    assert any("torch.int8" in line for line in lines)

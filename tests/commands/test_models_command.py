@@ -136,3 +136,21 @@ def test_a_dry_run_of_a_training_that_is_there(umamba: Callable, own_workspace: 
     other = umamba("train", own_workspace, *QUICK[:4], "--epochs", 9, "--dry-run")
     assert "other settings" in error_lines(other, code=2)[0]
     assert _everything(own_workspace) == before
+
+
+@pytest.mark.usefixtures("few_models")
+def test_what_is_no_network_harms_its_own_row_alone(
+    umamba: Callable, tiny_workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "_MODELS", {**registry._MODELS, "odd": registry.Model("odd", lambda _plan: 5, "")})  # type: ignore[arg-type, return-value]
+    report = json.loads(umamba("models", tiny_workspace, "--device", "cpu", "--json").out)
+    rows = {row["name"]: row for row in report["models"]}
+    assert "no torch.nn.Module" in rows["odd"]["problem"]
+    assert rows["unet"]["memory"]
+
+
+def test_a_wrong_scan_backend_is_refused(
+    umamba: Callable, tiny_workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UMAMBA_SCAN", "nonsense")
+    error_lines(umamba("models", tiny_workspace, "--device", "cpu"), code=2)

@@ -253,3 +253,25 @@ def test_plans_that_are_no_plans_are_refused(model: TrainedModel, tmp_path: Path
         (folder / "plans.json").write_text(json.dumps(model.plans))
         with pytest.raises(InputError, match=r"plans\.json"):
             import_model(folder, tmp_path / "model.zip")
+
+
+def _doubled() -> list[Any]:
+    content: list[Any] = [0]
+    for _ in range(60):
+        content = [content, content]
+    return content
+
+
+def _holding_itself() -> list[Any]:
+    content: list[Any] = []
+    content.append(content)
+    return content
+
+
+@pytest.mark.parametrize("content", [_doubled, _holding_itself])
+def test_containers_that_unfold_without_end_are_refused(
+    model: TrainedModel, tmp_path: Path, content: Callable[[], list[Any]]
+) -> None:
+    model.checkpoint["init_args"] = {"configuration": "3d_fullres", "fold": 0, "plans": content()}
+    with pytest.raises(InputError, match="hold themselves"):
+        _import(model, tmp_path)

@@ -183,3 +183,21 @@ def test_an_architecture_with_every_field_survives_json() -> None:
         channel_tokens_for=(8, 8),
     )
     assert Architecture.from_json(json.loads(json.dumps(a.to_json()))) == a
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"features_per_stage": (8, -16, 16)},
+        {"features_per_stage": (8, 10**30, 16)},
+        {"strides": ((1, 1), (0, 2), (2, 2))},
+        {"kernel_sizes": ((3, 3), (-1, 3), (3, 3))},
+        {"blocks_per_stage": (1, 10**9, 1)},
+        {"blocks_per_stage_decoder": (0, 1)},
+        {"outputs": 0},
+        {"input_channels": 10**9},
+    ],
+)
+def test_absurd_sizes_are_refused(changed: dict[str, object]) -> None:
+    with pytest.raises(InputError, match="is possible"):
+        replace(architecture(), **changed)  # type: ignore[arg-type]

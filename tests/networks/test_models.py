@@ -12,6 +12,7 @@ from umamba_cli.pipeline.errors import InputError
 from umamba_cli.pipeline.networks import registry
 from umamba_cli.pipeline.networks.architecture import Architecture
 from umamba_cli.pipeline.networks.mamba import MambaBlock, MambaLayer
+from umamba_cli.pipeline.networks.normalization import LARGEST_BATCH, InstanceNorm
 from umamba_cli.pipeline.networks.registry import NetworkPlan, available_models, build_network, register_model
 from umamba_cli.pipeline.networks.unet import UNet, count_parameters
 
@@ -168,3 +169,35 @@ def test_other_packages_can_add_models(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="no model 'other'") as error:
         build_network("other", plan(2))
     assert "mine" in error.value.next_step
+
+
+def test_a_mamba_layer_has_shapes_without_numbers() -> None:
+    layer = MambaLayer(16).to("meta")
+    assert layer(torch.empty(1, 16, 4, 6, 6, device="meta")).shape == (1, 16, 4, 6, 6)
+
+
+@pytest.mark.parametrize("axes", [2, 3])
+@pytest.mark.parametrize("slope", [None, 0.01])
+@pytest.mark.parametrize("batch", [1, 3, LARGEST_BATCH + 1])
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_the_norm_is_pytorchs(axes: int, slope: float | None, batch: int, channels_last: bool) -> None:
+    layouts = {2: torch.channels_last, 3: torch.channels_last_3d}
+    layout = layouts[axes] if channels_last else torch.contiguous_format
+    x = torch.randn((batch, 5, 4, 3, 2)[: axes + 2], dtype=torch.float64).to(memory_format=layout).requires_grad_()
+    norm = InstanceNorm(5, slope).double()
+    torch.nn.init.normal_(norm.weight)
+    torch.nn.init.normal_(norm.bias)
+    expected = torch.nn.functional.instance_norm(x, weight=norm.weight, bias=norm.bias, eps=1e-5)
+    expected = expected if slope is None else torch.nn.functional.leaky_relu(expected, slope)
+    y, dy = norm(x), torch.randn(x.shape, dtype=torch.float64)
+    torch.testing.assert_close(y, expected)
+    inputs = (x, norm.weight, norm.bias)
+    for a, b in zip(torch.autograd.grad(y, inputs, dy), torch.autograd.grad(expected, inputs, dy), strict=True):
+        torch.testing.assert_close(a, b)
+    if batch <= LARGEST_BATCH:
+        assert y.is_contiguous(memory_format=layout)
+
+
+def test_a_norm_of_one_voxel_is_refused() -> None:
+    with pytest.raises(ValueError, match="one voxel"):
+        InstanceNorm(2)(torch.zeros(1, 2, 1, 1))

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import re
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -313,3 +316,118 @@ def test_a_version_that_is_too_old_is_passed_over(monkeypatch: pytest.MonkeyPatc
         changed = replace(backends.BACKENDS["numba"], package="kernels_of_yesterday", least=least)
         assert re.fullmatch(f".*{reason}", changed.missing)
         assert bool(changed.missing) == bool(reason)
+
+
+MISFITS = {
+    "u": lambda t: t[0],
+    "delta": lambda t: t[..., :1],
+    "A": lambda t: t[:5],
+    "B": lambda t: t[:, :3],
+    "C": lambda t: t[..., :2],
+    "D": lambda t: t[:1],
+    "z": lambda t: t[:1],
+    "delta_bias": lambda t: t.long(),
+}
+
+
+@pytest.mark.parametrize("name", MISFITS)
+def test_what_does_not_fit_together_is_refused(name: str) -> None:
+    """The kernels would read foreign memory."""
+    inputs = scan_inputs(2, 6, 16)
+    inputs = inputs._replace(**{name: MISFITS[name](getattr(inputs, name))})
+    with pytest.raises(ValueError, match="is needed"):
+        selective_scan(*inputs, backend="numba")
+
+
+@pytest.mark.parametrize("index", range(3))
+def test_a_convolution_that_does_not_fit_is_refused(index: int) -> None:
+    given = [torch.randn(1, 5, 4), torch.randn(4, 4), torch.randn(4)]
+    given[index] = given[index][..., :3] if index != 1 else given[index][:3]
+    with pytest.raises(ValueError, match="is needed"):
+        causal_convolution(*given, backend="numba")
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16])
+def test_whatever_the_default_type(kind: torch.dtype) -> None:
+    inputs = scan_inputs(2, 30, 18)
+    expected = selective_scan(*inputs, backend="numba")
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(kind)
+    try:
+        y = selective_scan(*inputs, backend="numba")
+    finally:
+        torch.set_default_dtype(before)
+    assert y.dtype == torch.float32
+    assert torch.equal(y, expected)
+
+
+def test_backward_is_the_backend_that_forward_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = leaves(scan_inputs(2, 30, 16))
+    monkeypatch.setenv("UMAMBA_SCAN", "torch")
+    y = selective_scan(*inputs)
+    monkeypatch.setenv("UMAMBA_SCAN", "numba")
+    gradients = torch.autograd.grad(y.sum(), inputs)
+    expected = torch.autograd.grad(selective_scan(*inputs, backend="torch").sum(), inputs)
+    assert all(torch.equal(a, b) for a, b in zip(gradients, expected, strict=True))
+    saved = torch.ops.umamba.selective_scan(*inputs, True, "torch")[1]
+    with pytest.raises(RuntimeError, match="backend was changed"):
+        torch.ops.umamba.selective_scan_backward(y.detach(), *inputs, saved, "numba")
+
+
+@pytest.mark.parametrize("bits", [0x7FC00001, 0x7F800001, 0xFFFFFFFF])
+@pytest.mark.parametrize("name", ["delta", "A", "delta_bias"])
+def test_no_kind_of_nan_is_lost(bits: int, name: str) -> None:
+    inputs = scan_inputs(1, 20, 16)
+    odd = getattr(inputs, name).clone()
+    odd.view(torch.int32).view(-1)[0] = bits - (1 << 32) if bits >> 31 else bits
+    assert selective_scan(*inputs._replace(**{name: odd}), backend="numba").isnan().any()
+
+
+def test_sums_over_many_tokens() -> None:
+    """Of the gradients of D, the bias and the convolution: all of one sign, one float32 would lose digits."""
+    length = 300_000
+    inputs = scan_inputs(1, length, 16, 8)
+    inputs = ScanInputs(*(None if t is None else t.abs() for t in inputs))._replace(A=-inputs.A.abs() - 1)
+    ours = leaves(inputs)
+    selective_scan(*ours, backend="numba").sum().backward()
+    y = selective_scan(*inputs._replace(D=None, z=None), backend="numba")
+    assert y.isfinite().all()
+    gate = F.silu(inputs.z.double())  # type: ignore[union-attr]
+    assert ours.D is not None
+    assert ours.D.grad is not None
+    assert largest_difference(ours.D.grad, (inputs.u.double() * gate).sum((0, 1))) < 1e-6
+    weight, bias = torch.rand(16, 4, requires_grad=True), torch.rand(16, requires_grad=True)
+    exact = [t.detach().double().requires_grad_() for t in (weight, bias)]
+    causal_convolution(inputs.u, weight, bias, backend="numba").sum().backward()
+    causal_convolution(inputs.u.double(), *exact).sum().backward()
+    for a, b in zip((weight, bias), exact, strict=True):
+        assert a.grad is not None
+        assert b.grad is not None
+        assert largest_difference(a.grad, b.grad) < 1e-6
+
+
+def test_auto_and_unknown_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UMAMBA_SCAN", "auto")
+    assert choose_backend("cpu").name == choose_backend("cpu", "auto").name == "numba"
+    monkeypatch.setenv("UMAMBA_SCAN", "nonsense")
+    with pytest.raises(InputError, match="UMAMBA_SCAN=nonsense"):
+        choose_backend("cpu")
+
+
+def test_compiling_is_announced_once(tmp_path: Path) -> None:
+    """In processes of their own, with an empty place for what is compiled."""
+    program = """
+import torch
+from umamba_cli.pipeline.networks.mamba import MambaBlock
+from umamba_cli.pipeline.runs.network import compile_scan
+compile_scan([MambaBlock(16)], torch.device("cpu"), lambda progress: print(progress.task, progress.done, progress.step))
+compile_scan([MambaBlock(16)], torch.device("cpu"), lambda progress: print("again"))
+"""
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path), "UMAMBA_SCAN": ""}
+    command = [sys.executable, "-c", program]
+    first, second = (
+        subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout for _ in range(2)
+    )
+    assert first.splitlines()[0].startswith("compile 0 the scan for this machine")
+    assert first.splitlines()[1:] == ["compile 1 done"]
+    assert second == ""

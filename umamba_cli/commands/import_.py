@@ -53,6 +53,6 @@ def import_(
         console.warn(note)
     console.say(
         f"{record.model} in {record.configuration}, fold {', '.join(map(str, imported.folds))}, trained by "
-        f"{origin['trainer']} for {origin['epochs']} epochs on {origin['dataset']}, is in {output}"
+        f"{origin['trainer']} on {origin['dataset']} (epochs: {origin['epochs']}), is in {output}"
     )
     console.say(f"next: umamba predict {shlex.quote(str(output))} -i IMAGES -o predictions")

@@ -50,7 +50,7 @@ def choose_compute(device: str = "auto", precision: str = "auto") -> Compute:
         if precision not in _TYPES:
             raise InputError(f"there is no precision {precision!r}", next_step="choose auto, fp32, bf16 or fp16")
         if precision == "fp16" and chosen.type == "cpu":
-            raise InputError("fp16 does not train on a CPU", next_step="choose --precision auto, bf16 or fp32")
+            raise InputError("a CPU does not compute in fp16", next_step="choose --precision auto, bf16 or fp32")
         return Compute(chosen, precision, "asked for")
     return Compute(chosen, *_best_precision(chosen))
 

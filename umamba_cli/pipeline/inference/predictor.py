@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from umamba_cli.pipeline.data.images import Image
 from umamba_cli.pipeline.data.workspace import Run
 from umamba_cli.pipeline.devices import Compute, channels_last
-from umamba_cli.pipeline.errors import InputError
+from umamba_cli.pipeline.errors import InputError, UmambaError
 from umamba_cli.pipeline.inference.sliding_window import WindowOptions, image_logits
 from umamba_cli.pipeline.networks.scan import choose_backend
 from umamba_cli.pipeline.preprocessing.case import PreprocessedCase, preprocess
@@ -72,6 +73,7 @@ def load_predictor(
             its manifest says.
     """
     choose_backend(compute.device.type)  # a wrong UMAMBA_SCAN is refused here, not once a case
+    _refuse_foreign(model)
     if model.is_file():
         bundle = open_bundle(model)
         trained = [_from_bundle(bundle, fold) for fold in _choose_folds(bundle, folds)]
@@ -87,6 +89,16 @@ def load_predictor(
     networks = tuple(_load(fold, compute) for fold in trained)
     axes = first.record.mirror_axes if mirroring else ()
     return Predictor(first.record, networks, compute, WindowOptions(step=step, mirror_axes=axes))
+
+
+def _refuse_foreign(model: Path) -> None:
+    """Say what to do with a model of nnU-Net's, which must be imported first."""
+    checkpoints = "*.pth", "fold_*/*.pth"
+    if model.suffix in (".pth", ".pt") or any(next(model.glob(pattern), None) for pattern in checkpoints):
+        raise InputError(
+            f"{model} is a model of nnU-Net or the released U-Mamba",
+            next_step=f"make a bundle of it: `umamba import {model} -o model.zip`",
+        )
 
 
 @dataclass(frozen=True)
@@ -152,16 +164,45 @@ def choose_runs(model: Path, folds: Sequence[int | str]) -> list[Run]:
     return runs
 
 
-def _load(fold: _TrainedFold, compute: Compute) -> nn.Module:
-    network = recorded_network(fold.record)
+def _described_tensors(record: RunRecord) -> Mapping[str, Tensor] | None:
+    """Names and shapes of what a record describes, without building it: a bundle may describe anything.
+
+    None where the model cannot be built without numbers, as those of other packages may.
+    """
     try:
-        network.load_state_dict(dict(fold.weights()))
-    except RuntimeError as error:
+        with torch.device("meta"):
+            described: Mapping[str, Tensor] = recorded_network(record).state_dict()
+    except UmambaError:
+        raise
+    except Exception:
+        return None
+    return described
+
+
+def _require_same_tensors(fold: _TrainedFold, expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
+    """The weights have the network's names, shapes and kinds of numbers."""
+    problems = [f"{name} is missing" for name in expected.keys() - weights.keys()]
+    problems += [f"{name} is none of the network's" for name in weights.keys() - expected.keys()]
+    for name in expected.keys() & weights.keys():
+        if (there := expected[name].shape) != (here := weights[name].shape):
+            problems.append(f"{name} is {tuple(here)}, the network's is {tuple(there)}")
+        elif expected[name].is_floating_point() != weights[name].is_floating_point():
+            problems.append(f"{name} holds {weights[name].dtype}, the network's {expected[name].dtype}")
+    if problems:
         raise InputError(
             f"{fold.source} does not fit the model {fold.record.model} of its run.json",
-            details=str(error).splitlines()[1:6],
+            details=sorted(problems)[:5],
             next_step="train again, or use the version of umamba that trained it",
-        ) from error
+        )
+
+
+def _load(fold: _TrainedFold, compute: Compute) -> nn.Module:
+    weights = dict(fold.weights())
+    if (described := _described_tensors(fold.record)) is not None:
+        _require_same_tensors(fold, described, weights)
+    network = recorded_network(fold.record)
+    _require_same_tensors(fold, network.state_dict(), weights)
+    network.load_state_dict(weights)
     memory_format = channels_last(fold.record.network_configuration.dimensions)
     network.to(compute.device, memory_format=memory_format)  # type: ignore[call-overload]
     return network.eval()

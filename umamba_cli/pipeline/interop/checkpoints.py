@@ -25,11 +25,12 @@ from umamba_cli.pipeline.errors import InputError
 from umamba_cli.pipeline.interop.foreign_plans import model_of, network_problems, plans_of, task_problems
 from umamba_cli.pipeline.interop.released import nnunet_weights, released_umamba, umamba_weights
 from umamba_cli.pipeline.interop.torch_file import load_torch_file
+from umamba_cli.pipeline.interop.unpickle import require_tree
 from umamba_cli.pipeline.networks.architecture import Architecture
 from umamba_cli.pipeline.networks.unet import UNet
 from umamba_cli.pipeline.planning.plans import Configuration, Plans
 from umamba_cli.pipeline.progress import OnProgress, Progress, ignore_progress
-from umamba_cli.pipeline.runs.bundle import Fold, Manifest, write_bundle
+from umamba_cli.pipeline.runs.bundle import Fold, Manifest, is_bundle, write_bundle
 from umamba_cli.pipeline.runs.network import new_network
 from umamba_cli.pipeline.runs.record import RunRecord, current_versions
 
@@ -108,6 +109,9 @@ def import_model(
         InputError: the source is no such model, is damaged, or is one whose predictions would not be the same here.
         WorkError: the bundle cannot be written.
     """
+    if bundle.is_dir() or not bundle.parent.is_dir():
+        what = "is a folder" if bundle.is_dir() else "lies in a folder that does not exist"
+        raise InputError(f"{bundle} {what}", next_step="give the name of a file with -o, such as model.zip")
     if bundle.exists() and not overwrite:
         raise InputError(f"{bundle} is there already", next_step="give --overwrite, or another name with -o")
     files = find_checkpoints(source, folds)
@@ -167,6 +171,8 @@ def find_checkpoints(source: Path, folds: Sequence[Fold] = ()) -> list[Path]:
 
 
 def _read(path: Path) -> _Checkpoint:
+    if is_bundle(path):
+        raise InputError(f"{path} is a bundle already", next_step="predict with it, or give a checkpoint_final.pth")
     content = load_torch_file(path, leave_out=_OPTIMISER)
     if not isinstance(content, dict) or not {"network_weights", "init_args", "trainer_name"} <= content.keys():
         is_old = isinstance(content, dict) and "state_dict" in content
@@ -175,6 +181,7 @@ def _read(path: Path) -> _Checkpoint:
             next_step="models of nnU-Net 1 cannot be imported" if is_old else _GIVE_MODEL,
         )
     weights = content.pop("network_weights")
+    require_tree({key: content[key] for key in _Checkpoint.model_fields if key in content}, str(path))
     plain = {key: to_plain(content[key]) for key in _Checkpoint.model_fields if key in content}
     return validated(_Checkpoint.model_validate, {**plain, "network_weights": weights}, source=str(path))
 

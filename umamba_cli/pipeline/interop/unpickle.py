@@ -248,6 +248,34 @@ def load_pickle(path: Path) -> Any:
     return RestrictedUnpickler(content, str(path)).read()
 
 
+def require_tree(content: Any, source: str, *, most: int = 1_000_000) -> None:
+    """Make sure that containers, each written out wherever it is held, make no more than `most` values.
+
+    A pickle of a few bytes can hold a list twice in a list that is held twice in a list, and so on, or one in itself.
+
+    Raises:
+        InputError: they make more.
+    """
+    sizes: dict[int, int | None] = {}  # by identity; None while inside
+
+    def size(value: Any) -> int:
+        inside = value.values() if isinstance(value, dict) else value
+        if not isinstance(value, dict | list | tuple):
+            return 1
+        if id(value) not in sizes:
+            sizes[id(value)] = None
+            sizes[id(value)] = 1 + sum(size(item) for item in inside)
+        known = sizes[id(value)]
+        if known is None or known > most:
+            raise InputError(
+                f"{source} holds containers that hold themselves, or more than {most:,} values",
+                next_step="copy the file again from its source, or make it again",
+            )
+        return known
+
+    size(content)
+
+
 def _refuse_tricks(content: bytes) -> None:
     """Refuse what `pickle` itself does without asking `find_class`; whole files pass, truncated ones do not."""
     for opcode, argument, _ in pickletools.genops(content):

@@ -13,6 +13,18 @@ BlockKind = Literal["plain", "residual"]
 ShortcutKind = Literal["convolution", "convolution_each_stage", "pooling"]
 
 
+_MOST = {
+    "input_channels": 10_000,
+    "outputs": 100_000,
+    "features_per_stage": 100_000,
+    "strides": 64,
+    "kernel_sizes": 99,
+    "blocks_per_stage": 100,
+    "blocks_per_stage_decoder": 100,
+}
+"""Beyond all that anybody trains."""
+
+
 @dataclass(frozen=True)
 class Architecture:
     """A U-Net in two or three dimensions.
@@ -91,11 +103,20 @@ class Architecture:
             raise _contradiction(f"strides and kernel_sizes differ in their number of axes: {self.strides}")
         if self.dimensions not in (2, 3):
             raise _contradiction(f"networks have 2 or 3 dimensions, the plan has {self.dimensions}")
+        self._check_sizes()
         if any(k % 2 == 0 for axes in self.kernel_sizes for k in axes):
             raise _contradiction(f"kernel sizes must be odd, they are {self.kernel_sizes}")
         if self.mamba_every < 1:
             raise _contradiction(f"mamba_every must be 1 or more, it is {self.mamba_every}")
         self._check_channel_tokens()
+
+    def _check_sizes(self) -> None:
+        """All sizes are positive, and small enough that a file of someone else's cannot fill the memory."""
+        for name, most in _MOST.items():
+            sizes = getattr(self, name)
+            for size in [sizes] if isinstance(sizes, int) else [n for entry in sizes for n in _as_tuple(entry)]:
+                if not 1 <= size <= most:
+                    raise _contradiction(f"{name} holds {size}, from 1 to {most} is possible")
 
     def _check_channel_tokens(self) -> None:
         patch = self.channel_tokens_for
@@ -112,7 +133,7 @@ class Architecture:
     @property
     def divisor(self) -> Axes:
         """What the size of an input must be a multiple of, by axis."""
-        return tuple(math.prod(stage[axis] for stage in self.strides) for axis in range(self.dimensions))
+        return tuple(math.prod([stage[axis] for stage in self.strides]) for axis in range(self.dimensions))
 
     @property
     def mamba_stages(self) -> tuple[int, ...]:
@@ -146,6 +167,10 @@ class Architecture:
     def from_json(cls, content: dict[str, Any]) -> Architecture:
         """The architecture that `to_json` wrote."""
         return cls(**{name: _tuples(value) for name, value in content.items()})
+
+
+def _as_tuple(value: int | Axes) -> Axes:
+    return (value,) if isinstance(value, int) else value
 
 
 def _contradiction(problem: str) -> InputError:

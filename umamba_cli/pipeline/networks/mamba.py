@@ -8,6 +8,7 @@ Axes: B batch, C feature maps, L tokens, D inner channels, N state, R rank of th
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -74,7 +75,7 @@ class MambaLayer(nn.Module):
     def forward(self, x_BCzyx: Tensor) -> Tensor:
         """(B, C, [z,] y, x) to the same; in channels_last(_3d) memory format voxel tokens are a view."""
         kind, given = self.norm.weight.dtype, x_BCzyx.dtype
-        with torch.autocast(x_BCzyx.device.type, enabled=False):
+        with _without_autocast(x_BCzyx.device.type):
             if self.channels_are_tokens:
                 tokens_BCL = self.mamba(self.norm(x_BCzyx.to(kind).flatten(2)))
                 map_BCzyx: Tensor = tokens_BCL.reshape(x_BCzyx.shape)
@@ -84,3 +85,8 @@ class MambaLayer(nn.Module):
             y_BCzyx: Tensor = tokens_BLC.view(tokens_BzyxC.shape).movedim(-1, 1)
             # What follows would round it to bfloat16 in any case, each on its own; bfloat16 reaches as far as float32.
             return y_BCzyx.to(given) if given == torch.bfloat16 else y_BCzyx
+
+
+def _without_autocast(device_type: str) -> AbstractContextManager[object]:
+    """Full precision; the meta device has no other."""
+    return nullcontext() if device_type == "meta" else torch.autocast(device_type, enabled=False)

@@ -4,7 +4,8 @@
 and one back, and both again in backward. Its result is a view, so that an in-place activation behind it makes autograd
 copy the whole gradient once more. Here each image is batch-normalised by itself, which is the same thing, and torch's
 batch norm knows channels_last. The activation works in place on memory that nobody saved, and its gradient needs the
-sign of the result alone.
+sign of the result alone. One image after the other pays on a CPU and for small batches; elsewhere torch's own functions
+are taken.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+LARGEST_BATCH = 16
+"""Images that are worked on one by one; more of them are small ones, and the calls would take longer than the work."""
 
 
 class InstanceNorm(nn.Module):
@@ -39,6 +43,9 @@ class InstanceNorm(nn.Module):
         """
         if x.shape[2:].numel() == 1:
             raise ValueError(f"a map of one voxel cannot be normalised: {tuple(x.shape)}")
+        if x.device.type != "cpu" or not 0 < len(x) <= LARGEST_BATCH:
+            normalised = F.instance_norm(x, weight=self.weight, bias=self.bias, eps=self.eps)
+            return normalised if self.negative_slope is None else F.leaky_relu(normalised, self.negative_slope)
         y: Tensor = _InstanceNorm.apply(x, self.weight, self.bias, self.eps, self.negative_slope)  # type: ignore[no-untyped-call]
         return y
 

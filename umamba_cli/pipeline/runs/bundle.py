@@ -13,7 +13,7 @@ import re
 import stat
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -157,6 +157,13 @@ def write_bundle(
         )
         _add(archive, _MANIFEST, json_text(manifest).encode())
     return manifest
+
+
+def is_bundle(path: Path) -> bool:
+    """Whether a file looks like a bundle, damaged or not."""
+    with suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
+        return _MANIFEST in archive.namelist()
+    return False
 
 
 def open_bundle(path: Path) -> Bundle:

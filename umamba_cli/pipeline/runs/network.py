@@ -10,7 +10,7 @@ from torch import nn
 from umamba_cli.pipeline.data.dataset import DatasetDescription
 from umamba_cli.pipeline.networks.mamba import MambaBlock
 from umamba_cli.pipeline.networks.registry import NetworkPlan, build_network
-from umamba_cli.pipeline.networks.scan import compile_kernels
+from umamba_cli.pipeline.networks.scan import compile_kernels, needs_compiling
 from umamba_cli.pipeline.networks.unet import UNet
 from umamba_cli.pipeline.planning.plans import Configuration
 from umamba_cli.pipeline.progress import OnProgress, Progress, ignore_progress
@@ -62,15 +62,16 @@ def compile_scan(
 ) -> None:
     """Compile the scan for this machine before the first step, where a network has Mamba layers.
 
-    It takes seconds the first time, and is kept on disk; `on_progress` is told before and after.
+    It takes seconds the first time, of which `on_progress` is told before and after, and is kept on disk.
 
     Raises:
         InputError: see `compile_kernels`.
     """
-    if any(isinstance(layer, MambaBlock) for network in networks for layer in network.modules()):
-        on_progress(Progress("compile", 0, 1))
+    has_mamba = any(isinstance(layer, MambaBlock) for network in networks for layer in network.modules())
+    if has_mamba and needs_compiling(device):
+        on_progress(Progress("compile", 0, 1, step="the scan for this machine, once; this takes some seconds"))
         compile_kernels(device)
-        on_progress(Progress("compile", 1, 1, step="the scan for this machine, kept for the next time"))
+        on_progress(Progress("compile", 1, 1, step="done"))
 
 
 def recorded_network(record: RunRecord) -> nn.Module:

@@ -16,7 +16,7 @@ import umamba_cli
 from umamba_cli.pipeline.devices import choose_compute
 from umamba_cli.pipeline.errors import InputError
 from umamba_cli.pipeline.networks.registry import available_models
-from umamba_cli.pipeline.networks.scan import BACKENDS, ENVIRONMENT_VARIABLE, choose_backend
+from umamba_cli.pipeline.networks.scan import BACKENDS, ENVIRONMENT_VARIABLE, Backend, choose_backend
 from umamba_cli.pipeline.resources import free_memory_bytes, usable_cores
 
 _PACKAGES = ("torch", "numpy", "SimpleITK", "batchgenerators", "scikit-image", "blosc2", "numba", "triton", "mamba-ssm")
@@ -110,4 +110,8 @@ def _scan() -> tuple[Finding, ...]:
         used = Finding("used", chosen.name, reason)
     except InputError as error:
         used = Finding("used", "none", error.problem)
-    return (used, *(Finding(b.name, b.missing or "usable", b.description) for b in BACKENDS.values()))
+    return (used, *(Finding(b.name, _usable(b, device), b.description) for b in BACKENDS.values()))
+
+
+def _usable(backend: Backend, device: str) -> str:
+    return backend.missing or ("usable" if backend.runs_on(device) else f"installed, does not run on {device}")

@@ -14,6 +14,7 @@ from umamba_cli.pipeline.devices import Compute, choose_compute, free_device_byt
 from umamba_cli.pipeline.errors import UmambaError, WorkError
 from umamba_cli.pipeline.geometry import Shape
 from umamba_cli.pipeline.networks.registry import Model, NetworkPlan, available_models
+from umamba_cli.pipeline.networks.scan import choose_backend
 from umamba_cli.pipeline.networks.unet import count_parameters
 from umamba_cli.pipeline.planning.plans import read_plans
 from umamba_cli.pipeline.progress import OnProgress, Progress, ignore_progress
@@ -97,6 +98,7 @@ def survey_models(
     plan = network_plan(chosen, workspace.dataset().description)
     settings = settings_from_plans(plans, chosen, SettingsChosen(batch_size=batch_size))
     compute = choose_compute(device, precision)
+    choose_backend(compute.device.type)  # a wrong UMAMBA_SCAN is refused here, not in a row
     models = available_models()
     needs: list[ModelNeeds] = []
     for name in sorted(models):
@@ -136,10 +138,16 @@ def model_needs(
 def _build(model: Model, plan: NetworkPlan, device: str) -> nn.Module:
     try:
         with torch.device(device), torch.random.fork_rng(devices=()):
-            return model.build(plan)
+            network: object = model.build(plan)
     except UmambaError:
         raise
     except Exception as error:  # a package's model may raise anything, and must harm its own row alone
         raise WorkError(
             f"it cannot be built: {type(error).__name__}: {error}", next_step="repair or remove the package"
         ) from error
+    if not isinstance(network, nn.Module):
+        raise WorkError(
+            f"it cannot be built: what was built is no torch.nn.Module, but {type(network).__name__}",
+            next_step="repair or remove the package",
+        )
+    return network

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from umamba_cli.pipeline.networks.scan.backends import BACKENDS, ENVIRONMENT_VARIABLE, Backend, choose_backend
+from umamba_cli.pipeline.networks.scan.inputs import ScanInputs
 from umamba_cli.pipeline.networks.scan.operators import convolution_operator, scan_operator
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "causal_convolution",
     "choose_backend",
     "compile_kernels",
+    "needs_compiling",
     "selective_scan",
 ]
 
@@ -60,9 +62,11 @@ def selective_scan(
         (B, L, D) in the computing type (float32 or float64).
 
     Raises:
+        ValueError: shapes do not fit together, or a tensor holds no floating type.
         InputError: the backend asked for does not exist or does not run on the tensors' device.
     """
-    inputs = (u, delta, A, B, C, D, z, delta_bias)
+    inputs = ScanInputs(u, delta, A, B, C, D, z, delta_bias)
+    _require_fitting(inputs)
     keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
     y: Tensor = scan_operator(*_in_computing_type(inputs), keep, backend or "")[0]
     return y
@@ -81,10 +85,25 @@ def causal_convolution(x: Tensor, weight: Tensor, bias: Tensor | None = None, *,
         (B, L, D) in the computing type (float32 or float64).
 
     Raises:
+        ValueError: shapes do not fit together, or a tensor holds no floating type.
         InputError: the backend asked for does not exist or does not run on the tensors' device.
     """
+    _require_shapes("x", x, (-1, -1, -1))
+    _require_shapes("weight", weight, (x.shape[2], -1))
+    if bias is not None:
+        _require_shapes("bias", bias, (x.shape[2],))
     y: Tensor = convolution_operator(*_in_computing_type((x, weight, bias)), backend or "")
     return y
+
+
+def needs_compiling(device: torch.device | str) -> bool:
+    """Whether the first scan on the device will take seconds, because its backend has something to compile.
+
+    Raises:
+        InputError: as `compile_kernels`.
+    """
+    module = choose_backend(torch.device(device).type).module
+    return hasattr(module, "is_compiled") and not module.is_compiled()
 
 
 def compile_kernels(device: torch.device | str) -> None:
@@ -98,6 +117,27 @@ def compile_kernels(device: torch.device | str) -> None:
         x = causal_convolution(tokens.requires_grad_(), matrix[:, :4], matrix[0])
         y = selective_scan(x, x, matrix, x, x, matrix[0], x, matrix[0])
         y.sum().backward()  # type: ignore[no-untyped-call]
+
+
+def _require_fitting(inputs: ScanInputs) -> None:
+    """The kernels read from memory what they are told is there: refuse what is not."""
+    _require_shapes("u", inputs.u, (-1, -1, -1))
+    _require_shapes("A", inputs.A, (inputs.u.shape[2], -1))
+    tokens, channels, states = tuple(inputs.u.shape), (inputs.u.shape[2],), (*inputs.u.shape[:2], inputs.A.shape[1])
+    expected = {"delta": tokens, "z": tokens, "B": states, "C": states, "D": channels, "delta_bias": channels}
+    for name, shape in expected.items():
+        if (tensor := getattr(inputs, name)) is not None:
+            _require_shapes(name, tensor, shape)
+
+
+def _require_shapes(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+    """The tensor has this shape, with any size where it says -1."""
+    sizes = tuple(tensor.shape)
+    if len(sizes) != len(shape) or any(n not in (-1, size) for n, size in zip(shape, sizes, strict=True)):
+        wanted = ", ".join("any" if n == -1 else str(n) for n in shape)
+        raise ValueError(f"{name} has the shape {sizes}, ({wanted}) is needed")
+    if not tensor.is_floating_point():
+        raise ValueError(f"{name} holds {tensor.dtype}, a floating type is needed")
 
 
 def _in_computing_type(tensors: tuple[Tensor | None, ...]) -> list[Tensor | None]:

@@ -96,21 +96,22 @@ def choose_backend(device_type: str, name: str | None = None) -> Backend:
 
     Args:
         device_type: `cpu`, `cuda`, `mps`, or `meta` for shapes without numbers.
-        name: a backend's name; None takes the environment variable `UMAMBA_SCAN`, and where that is unset, the best.
+        name: a backend's name, or `auto` for the best; None takes the environment variable `UMAMBA_SCAN`, or `auto`.
 
     Raises:
         InputError: no such backend, it is not installed, or it does not run on the device.
     """
-    name = name or os.environ.get(ENVIRONMENT_VARIABLE) or None
-    if name is None:
+    asked_for = f"{name!r}" if name else f"{ENVIRONMENT_VARIABLE}={os.environ.get(ENVIRONMENT_VARIABLE)}"
+    name = name or os.environ.get(ENVIRONMENT_VARIABLE) or "auto"
+    if name == "auto":
         return next(backend for backend in BACKENDS.values() if backend.runs_on(device_type))
     if name not in BACKENDS:
-        raise InputError(f"there is no scan backend {name!r}", next_step=f"choose one of {', '.join(BACKENDS)}")
+        raise InputError(f"there is no scan backend {asked_for}", next_step=f"choose auto, {', '.join(BACKENDS)}")
     backend = BACKENDS[name]
     if not backend.runs_on(device_type):
         why = backend.missing or f"it does not run on {device_type}"
         raise InputError(
-            f"the scan backend {name!r} cannot be used: {why}",
-            next_step=f"unset {ENVIRONMENT_VARIABLE}, or choose another device",
+            f"the scan backend {asked_for} cannot be used: {why}",
+            next_step=f"unset {ENVIRONMENT_VARIABLE}; `umamba doctor` lists the backends that this machine has",
         )
     return backend

@@ -22,7 +22,13 @@ from umamba_cli.pipeline.networks.scan.inputs import Gradients, ScanInputs
 from umamba_cli.pipeline.networks.scan.numba_convolution import TAPS, ConvolutionCall
 from umamba_cli.pipeline.networks.scan.numba_scan import BackwardCall, ForwardCall
 from umamba_cli.pipeline.networks.scan.numba_steps import CHUNK, GROUP
-from umamba_cli.pipeline.networks.scan.vectors import LANES, LOG2_E, VECTOR_BYTES
+from umamba_cli.pipeline.networks.scan.vectors import LANES, LOG2_E, VECTOR_BYTES, was_kept
+
+
+def is_compiled() -> bool:
+    """Whether the code was compiled before, by this process or, kept on disk, by another."""
+    functions = (numba_scan.forward, numba_scan.backward, numba_convolution.forward, numba_convolution.backward)
+    return all(function.signatures or was_kept(function) for function in functions)
 
 
 def saved_shape(u: Tensor, A: Tensor) -> tuple[int, ...]:
@@ -48,16 +54,16 @@ def backward(dy: Tensor, inputs: ScanInputs, saved: Tensor) -> Gradients:
     batch, length, channels = prepared.shape
     du, ddelta = _empty(prepared.shape), _empty(prepared.shape)
     dz = _empty(prepared.shape) if inputs.z is not None else None
-    dA = u.new_zeros(batch, call.blocks, call.states, LANES)
+    dA = u.new_zeros(2, batch, call.blocks, call.states, LANES)
     dB, dC = (u.new_empty(call.parts, batch, length, call.states) for _ in range(2))
-    dD, dbias = u.new_zeros(batch, channels), u.new_zeros(batch, channels)
+    dD, dbias = u.new_zeros(2, batch, channels), u.new_zeros(2, batch, channels)
     dy = _padded(dy, channels)  # bound to a name: the call takes addresses only
     gradients = BackwardCall(  # type: ignore[call-arg]  # numbers unpacked
         *_place(dy), *(0 if t is None else t.data_ptr() for t in (du, ddelta, dz, dA, dB, dC, dD, dbias)), batch
     )
     _share_out(numba_scan.backward, (call, gradients), batch * call.parts)
     width, states = u.shape[2], inputs.A.shape[1]
-    dA = dA.sum(0).transpose(1, 2).reshape(channels, call.states)[:width, :states].contiguous()
+    dA = dA.sum((0, 1)).transpose(1, 2).reshape(channels, call.states)[:width, :states].contiguous()
     dB, dC = (g[0] if call.parts == 1 else g.sum(0) for g in (dB, dC))
     return (
         _narrowed(du, width),
@@ -65,9 +71,9 @@ def backward(dy: Tensor, inputs: ScanInputs, saved: Tensor) -> Gradients:
         dA,
         _narrowed(dB, states),
         _narrowed(dC, states),
-        None if inputs.D is None else _narrowed(dD.sum(0), width),
+        None if inputs.D is None else _narrowed(dD.sum((0, 1)), width),
         None if dz is None else _narrowed(dz, width),
-        None if inputs.delta_bias is None else _narrowed(dbias.sum(0), width),
+        None if inputs.delta_bias is None else _narrowed(dbias.sum((0, 1)), width),
     )
 
 
@@ -89,13 +95,13 @@ def convolution_backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | N
     prepared = _PreparedConvolution(x, weight, bias)
     dx = _empty(prepared.shape)
     parts, (batch, _, channels) = _parts(len(x), x.shape[1]), prepared.shape
-    dweight, dbias = x.new_zeros(parts, batch, TAPS, channels), x.new_zeros(parts, batch, channels)
+    dweight, dbias = x.new_zeros(2, parts, batch, TAPS, channels), x.new_zeros(2, parts, batch, channels)
     dy = _padded(dy, channels)  # bound to a name: the call takes addresses only
     call = prepared.call(dx, dy, dweight, dbias)
     _share_out(numba_convolution.backward, (call,), batch * parts)
     width, taps = weight.shape
-    dweight = dweight.sum((0, 1)).t()[:width, TAPS - taps :].contiguous()
-    return _narrowed(dx, width), dweight, None if bias is None else _narrowed(dbias.sum((0, 1)), width)
+    dweight = dweight.sum((0, 1, 2)).t()[:width, TAPS - taps :].contiguous()
+    return _narrowed(dx, width), dweight, None if bias is None else _narrowed(dbias.sum((0, 1, 2)), width)
 
 
 class _Prepared:
@@ -176,9 +182,9 @@ def _narrowed(tensor: Tensor, width: int) -> Tensor:
 
 def _empty(shape: tuple[int, ...]) -> Tensor:
     """A float32 tensor at an address that is a multiple of a vector's size: results go past the caches."""
-    tensor = torch.empty(shape)
+    tensor = torch.empty(shape, dtype=torch.float32)
     if tensor.data_ptr() % VECTOR_BYTES:
-        buffer = torch.empty(tensor.numel() + LANES)
+        buffer = torch.empty(tensor.numel() + LANES, dtype=torch.float32)
         first = -buffer.data_ptr() % VECTOR_BYTES // 4
         tensor = buffer[first : first + tensor.numel()].view(shape)
     return tensor

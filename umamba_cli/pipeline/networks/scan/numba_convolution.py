@@ -43,10 +43,10 @@ class ConvolutionCall(NamedTuple):
     dy_batch: int
     dy_step: int
     dweight: int
-    """(parts, batch, taps, channels), zeros."""
+    """(2, parts, batch, taps, channels), zeros: the sum over the tokens, and what rounding took from it."""
 
     dbias: int
-    """(parts, batch, channels), zeros."""
+    """(2, parts, batch, channels), zeros, likewise."""
 
     batch: int
     length: int
@@ -114,12 +114,14 @@ def _inner_gradients(
     inner_gradients: Value,
     steps: Value,
     dweight: Value,
+    dweight_low: Value,
     dbias: Value,
+    dbias_low: Value,
     ahead: Value,
 ) -> None:
-    """The gradient before SiLU, and what these tokens add to those of the weights and the bias."""
+    """The gradient before SiLU, and what these tokens add to the sums for weights and bias (rests `low` bytes on)."""
     weight_, bias_ = [v.load(v.offset(weight, k, row)) for k in range(TAPS)], v.load(bias)
-    places = [*(v.offset(dweight, k, row) for k in range(TAPS)), dbias]
+    places = [*((v.offset(dweight, k, row), dweight_low) for k in range(TAPS)), (dbias, dbias_low)]
 
     def step(t: Value, carried: Any) -> list[Value]:
         window, one = [*carried[: TAPS - 1], v.load(v.offset(x, t, x_step))], v.constant(1.0)
@@ -134,9 +136,9 @@ def _inner_gradients(
         inputs = zip([*window, one], carried[TAPS - 1 :], strict=True)
         return [*window[1:], *(v.multiply_add(gradient, value, total) for value, total in inputs)]
 
-    start = [*_window(v, x, x_step, known), *(v.load(place) for place in places)]
-    for place, total in zip(places, v.loop(steps, start, step)[TAPS - 1 :], strict=True):
-        v.store(total, place)
+    start = [*_window(v, x, x_step, known), *[v.constant(0.0)] * len(places)]
+    for (place, low), total in zip(places, v.loop(steps, start, step)[TAPS - 1 :], strict=True):
+        v.add_exactly(total, place, low)
 
 
 @vector_code
@@ -175,7 +177,8 @@ def backward(call: ConvolutionCall, first: int, last: int) -> None:  # pragma: n
     """Work on the items `first` to `last - 1` of batch times parts."""
     c = call
     row = c.blocks * VECTOR_BYTES
-    buffer = np.empty((ROWS + TAPS + 1 + c.blocks * (TAPS + 1)) * VECTOR_BYTES, np.uint8)
+    weight_low, bias_low = c.parts * c.batch * TAPS * row, c.parts * c.batch * row
+    buffer = np.empty((ROWS + TAPS + 1 + 2 * c.blocks * (TAPS + 1)) * VECTOR_BYTES, np.uint8)
     inner = aligned(buffer)
     not_used = inner + (ROWS + TAPS) * VECTOR_BYTES  # sums that belong to the next tokens
     for item in range(first, last):
@@ -193,11 +196,12 @@ def backward(call: ConvolutionCall, first: int, last: int) -> None:  # pragma: n
                 at = block * VECTOR_BYTES
                 weight, bias, x_, dy_ = c.weight + at, c.bias + at, x + at, dy + at
                 fixed = (c.x_step, t, weight, row, bias)
-                _inner_gradients((x_, *fixed, dy_, c.dy_step, inner, steps, dweight + at, dbias + at, ROWS))
+                sums = (dweight + at, weight_low, dbias + at, bias_low)
+                _inner_gradients((x_, *fixed, dy_, c.dy_step, inner, steps, *sums, ROWS))
                 later = inner + steps * VECTOR_BYTES
                 clear((later, TAPS - 1))
                 x_, dy_ = x_ + steps * c.x_step, dy_ + steps * c.dy_step
                 fixed = (c.x_step, t + steps, weight, row, bias)
-                sums = (not_used, not_used + TAPS * row)
+                sums = (not_used, (TAPS + 1) * row, not_used + TAPS * row, (TAPS + 1) * row)
                 _inner_gradients((x_, *fixed, dy_, c.dy_step, later, following, *sums, 0))
                 _correlate((inner, weight, row, dx + at, steps))

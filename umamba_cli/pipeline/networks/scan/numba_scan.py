@@ -92,14 +92,14 @@ class BackwardCall(NamedTuple):
     d_delta: int
     d_z: int
     d_A: int
-    """(batch, blocks, states, 16), zeros."""
+    """(2, batch, blocks, states, 16), zeros: the sum over the tokens, and what rounding took from it."""
 
     d_B: int
     """(parts, batch, length, states), as is dC."""
 
     d_C: int
     d_D: int
-    """(batch, channels), zeros, as is dbias."""
+    """(2, batch, channels), zeros, as is d_bias."""
 
     d_bias: int
     batch: int
@@ -187,12 +187,14 @@ def backward(call: ForwardCall, gradients: BackwardCall, first: int, last: int) 
                     A, BC_g, d_h_g = c.A + block * block_bytes + n, BC + g * BC_BYTES, d_h + block * block_bytes + n
                     fetch((start + n, work + H, -c.blocks * block_bytes))
                     advance_and_keep((work, A, BC_g, work + H, steps))
-                    go_back((work, A, BC_g, d_h_g, d_A + n, d_BC + g * LANES_BYTES, steps))
+                    go_back(
+                        (work, A, BC_g, d_h_g, d_A + n, d.batch * c.blocks * block_bytes, d_BC + g * LANES_BYTES, steps)
+                    )
                 if c.z:
                     write_dz((work, d.d_z + dense + at, row, steps))
                 dD, dbias = d.d_D + batch * row + at, d.d_bias + batch * row + at
                 du, ddelta = d.d_u + dense + at, d.d_delta + dense + at
-                write_back((work, u + at, c.u_step, c.D + at, du, ddelta, row, dD, dbias, steps))
+                write_back((work, u + at, c.u_step, c.D + at, du, ddelta, row, dD, dbias, d.batch * row, steps))
             for g in range(groups):
                 at = ((part * d.batch + batch) * c.length + t) * state_row + g * HALF_BYTES
                 add_lanes((d_BC + g * LANES_BYTES, d.d_B + at, d.d_C + at, state_row, steps))

@@ -197,11 +197,13 @@ def write_dz(v: Vectors, work: Value, dz: Value, dz_step: Value, steps: Value) -
 
 
 @vector_code
-def go_back(v: Vectors, work: Value, A: Value, BC: Value, d_h: Value, d_A: Value, d_BC: Value, steps: Value) -> None:
-    """A chunk in reverse for 8 states, from what `advance_and_keep` left."""
+def go_back(
+    v: Vectors, work: Value, A: Value, BC: Value, d_h: Value, d_A: Value, low: Value, d_BC: Value, steps: Value
+) -> None:
+    """A chunk in reverse for 8 states, from what `advance_and_keep` left; d_A and, `low` bytes on, its rest grow."""
     group = range(GROUP)
     A_ = [v.load(v.offset(A, n, VECTOR_BYTES)) for n in group]
-    start = [v.load(v.offset(place, n, VECTOR_BYTES)) for place in (d_h, d_A) for n in group]
+    start = [*(v.load(v.offset(d_h, n, VECTOR_BYTES)) for n in group), *[v.constant(0.0)] * GROUP]
 
     def step(i: Value, carried: Any) -> list[Value]:
         t = v.builder.sub(v.offset(steps, -1), i)
@@ -233,9 +235,9 @@ def go_back(v: Vectors, work: Value, A: Value, BC: Value, d_h: Value, d_A: Value
         return [*d_h_, *d_A_]
 
     results = v.loop(steps, start, step)
-    for place, values in ((d_h, results[:GROUP]), (d_A, results[GROUP:])):
-        for n, value in enumerate(values):
-            v.store(value, v.offset(place, n, VECTOR_BYTES))
+    for n in group:
+        v.store(results[n], v.offset(d_h, n, VECTOR_BYTES))
+        v.add_exactly(results[GROUP + n], v.offset(d_A, n, VECTOR_BYTES), low)
 
 
 @vector_code
@@ -250,9 +252,10 @@ def write_back(
     row: Value,
     dD: Value,
     dbias: Value,
+    low: Value,
     steps: Value,
 ) -> None:
-    """The gradients of u and delta, and what the chunk adds to those of D and the bias."""
+    """The gradients of u and delta, and what the chunk adds to those of D and the bias (rests `low` bytes on)."""
     D_ = v.load(D)
 
     def step(t: Value, carried: Any) -> list[Value]:
@@ -267,8 +270,8 @@ def write_back(
         v.stream(ddelta_t, v.offset(ddelta, t, row))
         return [v.multiply_add(dy, u_t, dD_), v.add(dbias_, ddelta_t)]
 
-    for value, place in zip(v.loop(steps, [v.load(dD), v.load(dbias)], step), (dD, dbias), strict=True):
-        v.store(value, place)
+    for value, place in zip(v.loop(steps, [v.constant(0.0)] * 2, step), (dD, dbias), strict=True):
+        v.add_exactly(value, place, low)
 
 
 @vector_code

@@ -49,7 +49,10 @@ def _scan_backward(dy: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     inputs, (saved, backend) = ScanInputs(*arguments[:_COUNT]), arguments[_COUNT:]
     if not dy.numel():
         return tuple(_like(t, dy).zero_() for t in inputs)
-    gradients = _implementation(dy, backend).backward(dy, inputs, saved)
+    implementation = _implementation(dy, backend)
+    if tuple(saved.shape) != tuple(implementation.saved_shape(inputs.u, inputs.A)):
+        raise RuntimeError("the scan's backend was changed between the forward and the backward pass")
+    gradients = implementation.backward(dy, inputs, saved)
     return tuple(dy.new_empty(0) if gradient is None else gradient for gradient in gradients)
 
 
@@ -92,7 +95,8 @@ def _like(tensor: Optional, kind: Tensor) -> Tensor:
 
 
 def _keep_scan(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, _keep, ctx.backend = inputs
+    *tensors, _keep, asked = inputs
+    ctx.backend = choose_backend(tensors[0].device.type, asked or None).name  # backward reads what this one kept
     ctx.save_for_backward(*tensors, output[1])
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)  # or zeros as large as what was kept would be made for its gradient

@@ -110,6 +110,19 @@ class Vectors:
         """A b + c, in one instruction where the processor has it."""
         return self._call("llvm.fmuladd", a, b, c)
 
+    def add_exactly(self, value: Value, place: Value, low: Value) -> None:
+        """Add to the sum at `place`, and what rounding takes from it to the one `low` bytes further on.
+
+        Source: Knuth, The Art of Computer Programming, volume 2, section 4.2.2, theorem B.
+        """
+        total = self.load(place)
+        rounded = self.add(total, value)
+        added = self.subtract(rounded, total)
+        lost = self.add(self.subtract(total, self.subtract(rounded, added)), self.subtract(value, added))
+        self.store(rounded, place)
+        rest = self.builder.add(place, low)
+        self.store(self.add(self.load(rest), lost), rest)
+
     def polynomial(self, coefficients: Sequence[float], x: Value) -> Value:
         """c0 + c1 x + c2 x^2 + ..., by Horner's rule."""
         value = self.constant(coefficients[-1])
@@ -251,6 +264,12 @@ def compiled(function: Callable[..., Any]) -> Any:
         return njit(nogil=True, cache=True)(function)
     except RuntimeError:  # neither the package's folder nor the user's can be written to
         return njit(nogil=True)(function)
+
+
+def was_kept(function: Any) -> bool:
+    """Whether numba has kept what `compiled` made of the function on disk."""
+    folder = function.stats.cache_path
+    return bool(folder) and any(Path(folder).glob(f"*.{function.py_func.__qualname__}-*.nbc"))
 
 
 @lru_cache

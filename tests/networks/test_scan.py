@@ -431,3 +431,21 @@ compile_scan([MambaBlock(16)], torch.device("cpu"), lambda progress: print("agai
     assert first.splitlines()[0].startswith("compile 0 the scan for this machine")
     assert first.splitlines()[1:] == ["compile 1 done"]
     assert second == ""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on this system")
+def test_a_forked_process_computes_too() -> None:
+    """Its parent's threads did not come with it. In a process of its own: this one holds threads of other libraries."""
+    program = """
+import os, torch
+from umamba_cli.pipeline.networks.scan import selective_scan
+torch.set_num_threads(2)
+u, A, B = torch.ones(2, 40, 16), -torch.ones(16, 8), torch.ones(2, 40, 8)
+y = selective_scan(u, u, A, B, B, backend="numba")
+child = os.fork()
+if not child:
+    os._exit(0 if torch.equal(y, selective_scan(u, u, A, B, B, backend="numba")) else 1)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    command = [sys.executable, "-W", "ignore", "-c", program]
+    assert subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout.strip() == "0"

@@ -304,7 +304,14 @@ def test_a_backend_that_is_broken_or_absent_is_passed_over(monkeypatch: pytest.M
             choose_backend("cpu", "numba")
 
 
-def test_a_backend_of_another_device_is_refused() -> None:
+def test_a_backend_of_another_device_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    if not backends.BACKENDS["triton"].missing:
+        with pytest.raises(InputError, match="does not run on cpu"):
+            choose_backend("cpu", "triton")
+        monkeypatch.setenv("TRITON_INTERPRET", "1")
+        assert choose_backend("cpu", "triton").name == "triton"
+        assert choose_backend("cpu").name == "numba"
     with pytest.raises(InputError, match="does not run on mps"):
         choose_backend("mps", "numba")
 

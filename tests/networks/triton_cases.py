@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from scan_cases import leaves, recurrence, scan_inputs
 from torch import Tensor
 
-from umamba_cli.pipeline.networks.scan import triton_backend
+from umamba_cli.pipeline.networks.scan import causal_convolution, selective_scan, triton_backend
 from umamba_cli.pipeline.networks.scan.inputs import ScanInputs
 
 Differences = dict[str, float]
@@ -112,6 +112,19 @@ def repeated() -> Differences:
     return {}
 
 
+def through_the_operators() -> Differences:
+    """As a user of the interpreter calls it."""
+    ours, exact = leaves(scan_inputs(1, 20, 3)), leaves(scan_inputs(1, 20, 3), torch.float64)
+    weight = torch.ones(3, 4)
+    x = causal_convolution(ours.u, weight, backend="triton")
+    y = selective_scan(x, *ours[1:], backend="triton")
+    exact_x = causal_convolution(exact.u, weight.double(), backend="torch")
+    expected = recurrence(exact._replace(u=exact_x))
+    dy = torch.ones_like(y)
+    gradients = torch.autograd.grad(y, ours, dy), torch.autograd.grad(expected, exact, dy.double())
+    return compared(["y", *ScanInputs._fields], [y, *gradients[0]], [expected, *gradients[1]])
+
+
 def convolution_differences(shape: tuple[int, int, int], taps: int, *, bias: bool = True) -> Differences:
     generator = torch.Generator().manual_seed(taps)
     batch, length, channels = shape
@@ -158,6 +171,7 @@ CASES: dict[str, Callable[[], Differences]] = {
     "nothing": nothing,
     "nothing kept": nothing_kept,
     "repeated": repeated,
+    "through the operators": through_the_operators,
     "convolution": lambda: convolution_differences((2, 37, 11), 4),
     "convolution, one token": lambda: convolution_differences((1, 1, 1), 4),
     "convolution without bias": lambda: convolution_differences((2, 40, 9), 8, bias=False),

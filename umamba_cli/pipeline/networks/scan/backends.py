@@ -38,6 +38,9 @@ class Backend:
     kernel: str = ""
     """The module of the package that must be importable, where that is not the package itself."""
 
+    interpreter: str = ""
+    """The environment variable that, set to 1, lets it run on a CPU, slowly, where it is asked for by name."""
+
     least: tuple[int, ...] = ()
     """The package's first version that will do."""
 
@@ -84,7 +87,14 @@ BACKENDS: dict[str, Backend] = {
             "mamba_ssm",
             "selective_scan_cuda",
         ),
-        Backend("triton", ("cuda",), "fused, compiled for the GPU by Triton when first used", "triton", least=(3, 3)),
+        Backend(
+            "triton",
+            ("cuda",),
+            "fused, compiled for the GPU by Triton when first used",
+            "triton",
+            interpreter="TRITON_INTERPRET",
+            least=(3, 3),
+        ),
         Backend("numba", ("cpu",), "fused, compiled for the CPU by numba when first used", "numba"),
         Backend("torch", ("*",), "chunked, in plain PyTorch, on any device and in float64"),
     )
@@ -108,7 +118,8 @@ def choose_backend(device_type: str, name: str | None = None) -> Backend:
     if name not in BACKENDS:
         raise InputError(f"there is no scan backend {asked_for}", next_step=f"choose auto, {', '.join(BACKENDS)}")
     backend = BACKENDS[name]
-    if not backend.runs_on(device_type):
+    interpreted = device_type == "cpu" and os.environ.get(backend.interpreter) == "1" and not backend.missing
+    if not (backend.runs_on(device_type) or interpreted):
         why = backend.missing or f"it does not run on {device_type}"
         raise InputError(
             f"the scan backend {asked_for} cannot be used: {why}",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from umamba_cli.pipeline.networks.scan import BACKENDS, selective_scan
 
 SHAPES = ((2, 32_768, 128), (2, 262_144, 64), (2, 2_097_152, 64))
 """(batch, length, channels)"""
@@ -42,7 +43,7 @@ def why_not() -> dict[str, str]:
     """Why a backend cannot be timed here; empty where it can."""
     if not torch.cuda.is_available():
         return dict.fromkeys(("triton", "mamba_ssm"), "there is no CUDA device")
-    return {"triton": _missing("triton"), "mamba_ssm": _missing("selective_scan_cuda")}
+    return {name: BACKENDS[name].missing for name in ("triton", "mamba_ssm")}
 
 
 def bandwidth() -> float:
@@ -116,15 +117,6 @@ def median_ms(work: Callable[[], object], *, repeats: int, warm_up: int = 3) -> 
     return statistics.median(times)
 
 
-def _missing(module: str) -> str:
-    """An import runs anybody's code, and a kernel may be built for another torch."""
-    try:
-        importlib.import_module(module)
-    except Exception as error:
-        return f"{module} cannot be imported: {' '.join(str(error).split())[:200]}"
-    return ""
-
-
 def _inputs(shape: tuple[int, int, int], *, channels_last: bool) -> list[Tensor]:
     """u, delta, A, B, C, D, z, delta_bias: tokens as (B, L, D), or as mamba-ssm has them, (B, D, L)."""
     batch, length, channels = shape
@@ -140,8 +132,6 @@ def _inputs(shape: tuple[int, int, int], *, channels_last: bool) -> list[Tensor]
 
 
 def _triton(*inputs: Tensor) -> Tensor:
-    from umamba_cli.pipeline.networks.scan import selective_scan
-
     return selective_scan(*inputs, backend="triton")
 
 

@@ -164,18 +164,15 @@ def choose_runs(model: Path, folds: Sequence[int | str]) -> list[Run]:
     return runs
 
 
-def _described_tensors(record: RunRecord) -> Mapping[str, Tensor] | None:
-    """Names and shapes of what a record describes, without building it: a bundle may describe anything.
-
-    None where the model cannot be built without numbers, as those of other packages may.
-    """
+def _described_tensors(record: RunRecord) -> Mapping[str, Tensor]:
+    """Names and shapes of what a record describes, without numbers where that works: a bundle may describe anything."""
     try:
         with torch.device("meta"):
             described: Mapping[str, Tensor] = recorded_network(record).state_dict()
     except UmambaError:
         raise
-    except Exception:
-        return None
+    except Exception:  # models of other packages may need numbers
+        described = recorded_network(record).state_dict()
     return described
 
 
@@ -198,10 +195,8 @@ def _require_same_tensors(fold: _TrainedFold, expected: Mapping[str, Tensor], we
 
 def _load(fold: _TrainedFold, compute: Compute) -> nn.Module:
     weights = dict(fold.weights())
-    if (described := _described_tensors(fold.record)) is not None:
-        _require_same_tensors(fold, described, weights)
+    _require_same_tensors(fold, _described_tensors(fold.record), weights)
     network = recorded_network(fold.record)
-    _require_same_tensors(fold, network.state_dict(), weights)
     network.load_state_dict(weights)
     memory_format = channels_last(fold.record.network_configuration.dimensions)
     network.to(compute.device, memory_format=memory_format)  # type: ignore[call-overload]

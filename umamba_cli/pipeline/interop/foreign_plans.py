@@ -10,6 +10,7 @@ from typing import Any
 
 from umamba_cli.pipeline.data.dataset import DatasetDescription
 from umamba_cli.pipeline.errors import InputError
+from umamba_cli.pipeline.planning.planner import network_architecture
 from umamba_cli.pipeline.planning.plans import Configuration, Plans
 
 _MODELS = {"PlainConvUNet": "unet", "ResidualEncoderUNet": "resenc"}
@@ -69,31 +70,19 @@ def plans_of(written: object, configuration: str, source: str) -> dict[str, Any]
 
 def _architecture(old: Mapping[str, Any]) -> dict[str, Any]:
     """`architecture` from the keys that nnU-Net used up to 2.1, and U-Mamba's fork of it still does."""
-    stages = len(old["n_conv_per_stage_encoder"])
-    axes = len(old["patch_size"])
     is_residual = str(old["UNet_class_name"]).startswith("Residual")
-    return {
-        "network_class_name": str(old["UNet_class_name"]),
-        "arch_kwargs": {
-            "n_stages": stages,
-            "features_per_stage": [
-                min(old["UNet_base_num_features"] * 2**stage, old["unet_max_num_features"]) for stage in range(stages)
-            ],
-            "conv_op": f"torch.nn.modules.conv.Conv{axes}d",
-            "kernel_sizes": old["conv_kernel_sizes"],
-            "strides": old["pool_op_kernel_sizes"],
+    base, most = old["UNet_base_num_features"], old["unet_max_num_features"]
+    return network_architecture(
+        str(old["UNet_class_name"]),
+        len(old["patch_size"]),
+        features_per_stage=[min(base * 2**stage, most) for stage in range(len(old["n_conv_per_stage_encoder"]))],
+        kernel_sizes=old["conv_kernel_sizes"],
+        strides=old["pool_op_kernel_sizes"],
+        layers={
             "n_blocks_per_stage" if is_residual else "n_conv_per_stage": old["n_conv_per_stage_encoder"],
             "n_conv_per_stage_decoder": old["n_conv_per_stage_decoder"],
-            "conv_bias": True,
-            "norm_op": f"torch.nn.modules.instancenorm.InstanceNorm{axes}d",
-            "norm_op_kwargs": {"eps": 1e-5, "affine": True},
-            "dropout_op": None,
-            "dropout_op_kwargs": None,
-            "nonlin": "torch.nn.LeakyReLU",
-            "nonlin_kwargs": {"inplace": True},
         },
-        "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
-    }
+    )
 
 
 def model_of(configuration: Configuration) -> str:

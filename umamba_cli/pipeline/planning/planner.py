@@ -9,6 +9,7 @@ Source: nnU-Net (Isensee et al. 2021, Nature Methods 18, 203-211) and its ResEnc
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -259,14 +260,43 @@ def _architecture(fit: Fit, budget: Budget) -> dict[str, Any]:
     if preset.residual_blocks is not None:
         layers["n_blocks_per_stage"] = [preset.residual_blocks] * topology.n_stages
         layers["n_blocks_per_stage_decoder"] = [preset.residual_blocks] * (topology.n_stages - 1)
+    return network_architecture(
+        f"dynamic_network_architectures.architectures.unet.{network}",
+        dimensions,
+        features_per_stage=list(preset.features.per_stage(topology.n_stages, dimensions)),
+        kernel_sizes=[list(kernel) for kernel in topology.kernel_sizes],
+        strides=[list(stride) for stride in topology.strides],
+        layers=layers,
+    )
+
+
+def network_architecture(
+    network_class: str,
+    dimensions: int,
+    *,
+    features_per_stage: Sequence[int],
+    kernel_sizes: Sequence[Sequence[int]],
+    strides: Sequence[Sequence[int]],
+    layers: Mapping[str, Sequence[int]],
+) -> dict[str, Any]:
+    """A configuration's `architecture` as nnU-Net writes it, for a network of its usual layers.
+
+    Args:
+        network_class: its full name.
+        dimensions: 2 or 3.
+        features_per_stage: feature maps, full resolution first.
+        kernel_sizes: of each stage, by axis.
+        strides: at the entry of each stage, by axis.
+        layers: convolutions or blocks of each stage, by nnU-Net's keys.
+    """
     return {
-        "network_class_name": f"dynamic_network_architectures.architectures.unet.{network}",
+        "network_class_name": network_class,
         "arch_kwargs": {
-            "n_stages": topology.n_stages,
-            "features_per_stage": list(preset.features.per_stage(topology.n_stages, dimensions)),
+            "n_stages": len(features_per_stage),
+            "features_per_stage": features_per_stage,
             "conv_op": f"torch.nn.modules.conv.Conv{dimensions}d",
-            "kernel_sizes": [list(kernel) for kernel in topology.kernel_sizes],
-            "strides": [list(stride) for stride in topology.strides],
+            "kernel_sizes": kernel_sizes,
+            "strides": strides,
             **layers,
             "conv_bias": True,
             "norm_op": f"torch.nn.modules.instancenorm.InstanceNorm{dimensions}d",

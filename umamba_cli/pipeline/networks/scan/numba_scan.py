@@ -106,6 +106,24 @@ class BackwardCall(NamedTuple):
 
 
 @compiled
+def _enter_chunk(
+    call: ForwardCall, batch: int, t: int, steps: int, BC: int, ahead: int
+) -> tuple[int, int, int]:  # pragma: no cover - compiled
+    """Gather B and C of the steps from `t` on into `BC`; returns where u, delta and z of step `t` lie."""
+    c = call
+    B = c.B + batch * c.B_batch + t * c.B_step
+    C = c.C + batch * c.C_batch + t * c.C_step
+    for g in range(c.states // GROUP):
+        at = g * HALF_BYTES
+        gather((B + at, c.B_step, C + at, c.C_step, BC + g * BC_BYTES, steps, ahead))
+    return (
+        c.u + batch * c.u_batch + t * c.u_step,
+        c.delta + batch * c.delta_batch + t * c.delta_step,
+        c.z + batch * c.z_batch + t * c.z_step,
+    )
+
+
+@compiled
 def forward(call: ForwardCall, first: int, last: int) -> None:  # pragma: no cover - compiled
     """Work on the items `first` to `last - 1` of batch times parts."""
     c = call
@@ -121,15 +139,8 @@ def forward(call: ForwardCall, first: int, last: int) -> None:  # pragma: no cov
         for chunk in range(chunks):
             t = chunk * CHUNK
             steps = min(CHUNK, c.length - t)
-            u = c.u + batch * c.u_batch + t * c.u_step
-            delta = c.delta + batch * c.delta_batch + t * c.delta_step
-            B = c.B + batch * c.B_batch + t * c.B_step
-            C = c.C + batch * c.C_batch + t * c.C_step
-            z = c.z + batch * c.z_batch + t * c.z_step
+            u, delta, z = _enter_chunk(c, batch, t, steps, BC, CHUNK)
             y = c.y + (batch * c.length + t) * row
-            for g in range(groups):
-                at = g * HALF_BYTES
-                gather((B + at, c.B_step, C + at, c.C_step, BC + g * BC_BYTES, steps, CHUNK))
             for block in range(part * c.blocks // c.parts, (part + 1) * c.blocks // c.parts):
                 at, h_block = block * VECTOR_BYTES, h + block * block_bytes
                 if c.starts:
@@ -162,16 +173,9 @@ def backward(call: ForwardCall, gradients: BackwardCall, first: int, last: int) 
         for chunk in range(chunks - 1, -1, -1):
             t = chunk * CHUNK
             steps = min(CHUNK, c.length - t)
-            u = c.u + batch * c.u_batch + t * c.u_step
-            delta = c.delta + batch * c.delta_batch + t * c.delta_step
-            B = c.B + batch * c.B_batch + t * c.B_step
-            C = c.C + batch * c.C_batch + t * c.C_step
-            z = c.z + batch * c.z_batch + t * c.z_step
+            u, delta, z = _enter_chunk(c, batch, t, steps, BC, -CHUNK)
             dy = d.d_y + batch * d.d_y_batch + t * d.d_y_step
             dense = (batch * c.length + t) * row
-            for g in range(groups):
-                at = g * HALF_BYTES
-                gather((B + at, c.B_step, C + at, c.C_step, BC + g * BC_BYTES, steps, -CHUNK))
             clear((d_BC, groups * LANES_BYTES // VECTOR_BYTES))
             for block in range(part * c.blocks // c.parts, (part + 1) * c.blocks // c.parts):
                 at = block * VECTOR_BYTES

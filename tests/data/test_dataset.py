@@ -55,6 +55,7 @@ def test_old_files_say_modality(tmp_path: Path) -> None:
         ({"labels": {"background": 0, "whole": [1, 2], "core": 2}, "regions_class_order": [1, 3]}, "labels only"),
         ({"labels": {"background": 0, "whole": [1, 3]}, "regions_class_order": [1]}, "every value from 0 to 3"),
         ({"labels": {"background": 0, "whole": []}}, "without any label"),
+        ({"labels": {"background": 0, "a": [1, 2], "b": [2, 1]}, "regions_class_order": [1, 2]}, "values in a and b"),
         ({"labels": {"background": 0, "organ": 1, "ignore": 3}}, "2 as `ignore`"),
         ({"labels": {"background": 0, "organ": 1, "ignore": 1}}, "2 as `ignore`"),
         ({"channel_names": {"0": "CT", "2": "PET"}}, "0 to 1"),
@@ -115,8 +116,8 @@ def test_regions_are_sets_of_labels() -> None:
     assert description.foreground == {1: "whole", 2: "core", 3: "enhancing"}
     assert description.known_values == (0, 1, 2, 3, 4)
     assert description.num_classes == 4
-    with pytest.raises(InputError, match="regions"):
-        description.require_plain_labels("training")
+    assert description.num_outputs == 3
+    assert description.targets == {(1, 2, 3): "whole", (2, 3): "core", 3: "enhancing"}
 
 
 def test_an_ignore_label_is_no_class() -> None:
@@ -126,8 +127,7 @@ def test_an_ignore_label_is_no_class() -> None:
     )
     assert (description.ignore_label, description.num_classes, description.foreground) == (2, 2, {1: "organ"})
     assert not description.has_regions
-    with pytest.raises(InputError, match="ignore label"):
-        description.require_plain_labels("training")
+    assert (description.num_outputs, description.targets) == (2, {1: "organ"})
 
 
 @pytest.mark.parametrize("content", ["null", "[]", '"x"', '{"format": 1}'])

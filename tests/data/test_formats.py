@@ -12,9 +12,10 @@ import pytest
 import SimpleITK as sitk
 import tifffile
 from numpy.typing import NDArray
-from raw_datasets import SHAPE, SPACING, RawDataset, bad_cases, draw_image, error_lines, stored_arrays, write_array
+from raw_datasets import SHAPE, SPACING, RawDataset, bad_cases, draw_image, stored_arrays, write_array
 
 from umamba_cli.pipeline.data.images import read_label_map, write_label_map
+from umamba_cli.pipeline.data.store import Store
 from umamba_cli.pipeline.geometry import Grid
 
 IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
@@ -229,26 +230,21 @@ def test_regions_and_an_ignore_label_are_preprocessed(
     np.testing.assert_array_equal(stored["3d_fullres/a_seg"][0], labels)
     properties = json.loads((tmp_path / "work_raw/preprocessed/3d_fullres/a.json").read_text())
     assert properties["class_counts"] == np.bincount(labels.ravel())[:3].tolist()
+    annotated = Store(tmp_path / "work_raw/preprocessed/3d_fullres").case("a").annotated_voxels()
+    np.testing.assert_array_equal(annotated, np.flatnonzero(labels != 3))
 
 
-def test_regions_and_an_ignore_label_are_refused_where_they_cannot_be_used(
-    umamba: Callable, preprocessed: Callable, with_regions: RawDataset, tmp_path: Path
-) -> None:
-    preprocessed(with_regions)
+def test_where_nothing_is_ignored_no_annotated_voxels_are_noted(preprocessed: Callable, tmp_path: Path) -> None:
+    preprocessed(formats_dataset(tmp_path, ".nrrd"))
+    assert Store(tmp_path / "work_raw/preprocessed/3d_fullres").case("a").annotated_voxels() is None
+
+
+def test_regions_and_an_ignore_label_are_evaluated(umamba: Callable, with_regions: RawDataset, tmp_path: Path) -> None:
     labels, description = with_regions.folder / "labelsTr", with_regions.folder / "dataset.json"
-
-    def refuse(kind: str) -> None:
-        train = ("train", tmp_path / "work_raw", "--device", "cpu")
-        evaluate = ("evaluate", labels, labels, "--dataset", description)
-        for arguments, what in ((train, "training"), (evaluate, "evaluate")):
-            (first, _) = error_lines(umamba(*arguments), code=2)
-            assert first == f"error: dataset.json has {kind}, which {what} cannot use yet"
-        assert not (tmp_path / "work_raw/runs").exists()
-
-    refuse("regions")
-    plain = {"labels": {"background": 0, "front": 1, "back": 2, "ignore": 3}}
-    description.write_text(json.dumps(json.loads(description.read_text()) | plain))
-    refuse("an ignore label")
+    done = umamba("evaluate", labels, labels, "--dataset", description, "-o", tmp_path / "summary.json", "--json")
+    assert done.code == 0, done.err
+    assert list(json.loads(done.out)["mean"]) == ["(1, 2)", "2"]
+    assert json.loads((tmp_path / "summary.json").read_text())["mean"]["(1, 2)"]["dice"] == 1
 
 
 @pytest.mark.parametrize("shape", [(4, 5, 6), (1, 5, 6), (3, 5, 6), (4, 5, 1), (4, 1, 6), (1, 1, 1)])

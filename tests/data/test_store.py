@@ -41,6 +41,26 @@ def test_what_is_written_is_read(tmp_path: Path, labels: int) -> None:
     assert case.image.chunks == (2, 8, 16, 16)
 
 
+@pytest.mark.parametrize("voxels", [None, [], [0, 7]])
+def test_annotated_voxels_come_back_and_are_no_class(tmp_path: Path, voxels: list[int] | None) -> None:
+    store = Store(tmp_path)
+    annotated = None if voxels is None else np.array(voxels, dtype=np.int64)
+    image, labels = np.zeros((1, 2, 2, 2), dtype=np.float32), np.zeros((1, 2, 2, 2), dtype=np.int8)
+    store.write("case", image, labels, {1: np.array([3])}, {}, patch_size=(2, 2, 2), annotated_voxels=annotated)
+    read = store.case("case").annotated_voxels()
+    assert (read if read is None else read.tolist()) == voxels
+    assert store.case("case").classes == (1,)
+
+
+def test_class_frequencies_are_shares_of_what_is_not_ignored(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    for name, counts in (("a", [6, 1]), ("b", [2, 1]), ("ignored", [0, 0])):
+        array = np.zeros((1, 2, 2, 2), dtype=np.float32)
+        store.write(name, array, array.astype(np.int8), {}, {"class_counts": counts}, patch_size=(2, 2, 2))
+    assert store.class_frequencies(["a", "b", "ignored"]) == (0.8, 0.2)
+    assert store.class_frequencies(["ignored"]) == ()
+
+
 def test_the_json_file_is_what_makes_a_case_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store(tmp_path)
     assert store.origin("case") is None
@@ -50,7 +70,7 @@ def test_the_json_file_is_what_makes_a_case_complete(tmp_path: Path, monkeypatch
     def full_disk(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("umamba_cli.pipeline.data.store._save", full_disk)
+    monkeypatch.setattr("umamba_cli.pipeline.data.store.write_array", full_disk)
     with pytest.raises(OSError, match="No space"):
         _write(store)
     assert store.origin("case") is None

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import imageio.v3 as imageio
 import numpy as np
@@ -27,6 +28,13 @@ DESCRIPTION = DatasetDescription(
     labels={"background": 0, "front": 1, "back": 2},
     file_ending=".nii.gz",
     name="Test",
+)
+
+REGIONS = DatasetDescription(
+    channel_names={"0": "MRI"},
+    labels={"background": 0, "whole": (1, 2, 3), "core": (2, 3), "rim": (3,), "edge": 1, "ignore": 4},
+    regions_class_order=(1, 2, 3, 1),
+    file_ending=".nii.gz",
 )
 
 
@@ -249,3 +257,56 @@ def test_nnunet_gave_the_same_numbers(shared: Path) -> None:
     for case in evaluation.cases:
         for label, metrics in case.labels.items():
             assert metrics.dice == pytest.approx(by_case[case.case][str(label)]["Dice"], abs=1e-9)
+
+
+def evaluate_one(folder: Path, prediction: list[list[float]], reference: list[list[float]], **how: Any) -> Evaluation:
+    for name, rows in (("p", prediction), ("r", reference)):
+        write(folder / name / "a.nii.gz", rows)
+    return evaluate_folders(folder / "p", folder / "r", workers=1, **how)
+
+
+def test_regions_are_evaluated_each_as_the_union_of_its_labels(tmp_path: Path) -> None:
+    evaluation = evaluate_one(tmp_path, [[1, 2, 3, 0]], [[2, 2, 1, 3]], description=REGIONS)
+    counts = {m.label: (m.name, m.tp, m.fp, m.fn) for m in evaluation.label_means}
+    assert counts == {
+        (1, 2, 3): ("whole", 3, 0, 1),
+        (2, 3): ("core", 1, 1, 2),
+        (3,): ("rim", 0, 1, 1),
+        1: ("edge", 0, 1, 1),
+    }
+    assert evaluation.foreground_mean.dice == pytest.approx((6 / 7 + 2 / 5 + 0 + 0) / 4)
+    assert evaluation.case_rows()[0][:3] == ("a", "whole", "0.857")
+
+
+def test_the_summary_calls_regions_as_nnunet_does(tmp_path: Path) -> None:
+    write_summary(tmp_path / "summary.json", evaluate_one(tmp_path, [[1, 2]], [[1, 2]], description=REGIONS))
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    keys = ["(1, 2, 3)", "(2, 3)", "(3,)", "1"]
+    assert list(summary["mean"]) == list(summary["cases"][0]["labels"]) == list(summary["label_names"]) == keys
+
+
+def test_voxels_that_the_reference_ignores_count_nowhere(tmp_path: Path) -> None:
+    ignoring = DESCRIPTION.model_copy(update={"labels": {**DESCRIPTION.labels, "ignore": 3}})
+    evaluation = evaluate_one(tmp_path, [[1, 1, 2, 0, 1]], [[1, 3, 3, 3, 0]], description=ignoring)
+    front, back = evaluation.label_means
+    assert (front.tp, front.fp, front.fn) == (1, 1, 0)
+    assert front.prediction_ml == pytest.approx(0.002)
+    assert math.isnan(back.dice)  # it was predicted in an ignored voxel alone
+    assert list(evaluation.label_names.values()) == ["front", "back"]
+
+
+def test_what_is_ignored_by_a_prediction_is_not_found(tmp_path: Path) -> None:
+    evaluation = evaluate_one(tmp_path, [[4, 2, 1]], [[1, 2, 4]], description=REGIONS)
+    whole = evaluation.label_means[0]
+    assert (whole.tp, whole.fp, whole.fn) == (1, 0, 1)
+
+
+def test_a_region_may_hold_the_background(tmp_path: Path) -> None:
+    description = DatasetDescription(
+        channel_names={"0": "MRI"},
+        labels={"background": 0, "not_b": (0, 1), "b": 2},
+        regions_class_order=(1, 2),
+        file_ending=".nii.gz",
+    )
+    evaluation = evaluate_one(tmp_path, [[0, 0, 1, 2]], [[0, 1, 2, 2]], description=description)
+    assert (evaluation.label_means[0].tp, evaluation.label_means[0].fp) == (2, 1)

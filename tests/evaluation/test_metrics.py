@@ -35,6 +35,15 @@ def test_other_labels_do_not_count() -> None:
     assert first.dice == second.dice == pytest.approx(2 / 3)
 
 
+def test_labels_of_a_region_count_together() -> None:
+    # Prediction {a, b, c}, reference {b, c, d}; that b and c have other labels of the region does not matter.
+    prediction, reference = np.array([[1, 2, 3, 0, 4]]), np.array([[0, 3, 2, 1, 4]])
+    metrics = overlap(prediction, reference, (1, 2, 3), MM)
+    assert (metrics.tp, metrics.fp, metrics.fn) == (2, 1, 1)
+    assert metrics.dice == pytest.approx(2 / 3)
+    assert overlap(prediction, reference, (2,), MM) == overlap(prediction, reference, 2, MM)
+
+
 def test_equal_maps() -> None:
     labels = np.array([[3, 0], [3, 3]])
     metrics = overlap(labels, labels, 3, MM)

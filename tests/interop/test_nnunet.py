@@ -19,6 +19,7 @@ from umamba_cli.pipeline.data.workspace import open_workspace
 from umamba_cli.pipeline.interop import nnunet_case
 from umamba_cli.pipeline.interop.nnunet import ImportResult, import_preprocessed
 from umamba_cli.pipeline.interop.nnunet_files import CaseProperties
+from umamba_cli.pipeline.preprocessing.dataset import require_preprocessed
 from umamba_cli.pipeline.training.patches import PatchSampler
 
 QUICK = ("--epochs", 1, "--iterations", 2, "--device", "cpu", "-j", 0)
@@ -208,8 +209,11 @@ def test_a_child_of_a_cascade_shares_its_parents_cases(folder: Path, tmp_path: P
     (folder / "nnUNetPlans.json").write_text(json.dumps(plans))
     result = imported(folder, tmp_path / "work")
     assert set(result.source.folders) == {"2d", "3d_fullres", "3d_cascade_fullres"}
-    parent, child = (result.workspace.preprocessed(name) for name in ("3d_fullres", "3d_cascade_fullres"))
-    assert (parent / "phantom_003.b2nd").samefile(child / "phantom_003.b2nd")
+    assert {path.name for path in (tmp_path / "work/preprocessed").iterdir()} == {"2d", "3d_fullres"}
+    names = [case.identifier for case in result.dataset.cases]
+    store = require_preprocessed(result.workspace, result.source.plans, "3d_cascade_fullres", result.dataset, names)
+    assert store.folder == result.workspace.preprocessed("3d_fullres")
+    assert imported(folder, tmp_path / "work").kept == len(names)
 
 
 @pytest.mark.parametrize("removed", ["all", "one"])

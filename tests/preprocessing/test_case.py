@@ -11,9 +11,16 @@ from umamba_cli.pipeline.data.images import Image, read_image, read_label_map
 from umamba_cli.pipeline.errors import InputError
 from umamba_cli.pipeline.geometry import Grid
 from umamba_cli.pipeline.planning.plans import Plans, read_plans
-from umamba_cli.pipeline.preprocessing.case import CaseGeometry, plans_digest, preprocess, sample_class_voxels
+from umamba_cli.pipeline.preprocessing.case import (
+    CaseGeometry,
+    plans_digest,
+    preprocess,
+    sample_annotated_voxels,
+    sample_class_voxels,
+)
 
 IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
+ONE_LABEL = DatasetDescription(channel_names={"0": "MR"}, labels={"background": 0, "a": 1}, file_ending=".nii.gz")
 GOLDENS = [
     ("Dataset004_Hippocampus", "hippocampus_001", "3d_fullres"),
     ("Dataset004_Hippocampus", "hippocampus_004", "3d_fullres"),
@@ -71,7 +78,7 @@ def test_labels_go_there_and_back(spacing: tuple[float, ...], transpose: tuple[i
     geometry = CaseGeometry.from_json(case.geometry.to_json())
     assert geometry == case.geometry
     logits = np.stack([case.labels != 1, case.labels == 1]).astype(np.float32) * 10
-    back = labels_on_image_grid(logits, geometry, plans.configuration("3d_fullres"))
+    back = labels_on_image_grid(logits, geometry, plans.configuration("3d_fullres"), ONE_LABEL)
     assert back.shape == labels.shape
     dice = 2 * (back & labels).sum() / (back.sum() + labels.sum())
     assert dice == 1.0 if spacing == (3.0, 1.0, 1.0) else dice > 0.85
@@ -125,16 +132,44 @@ def test_class_voxels_hold_their_class_and_do_not_depend_on_order() -> None:
     assert not np.array_equal(voxels[1], sample_class_voxels(labels, (1,), "case_2")[1])
 
 
+def test_annotated_voxels_are_neither_ignored_nor_outside() -> None:
+    labels = np.random.default_rng(0).integers(-1, 4, (30, 40, 50), dtype=np.int8)
+    labels[10:12] = 3
+    voxels = sample_annotated_voxels(labels, 3, "case_1")
+    assert len(np.unique(voxels)) == len(voxels) == 10_000
+    held, counts = np.unique(labels.ravel()[voxels], return_counts=True)
+    assert held.tolist() == [0, 1, 2]
+    assert counts == pytest.approx([10_000 / 3] * 3, rel=0.05)
+    in_slices = np.bincount(voxels // (40 * 50), minlength=30)
+    assert in_slices[[0, 29]] == pytest.approx([10_000 / 28] * 2, rel=0.2)
+    np.testing.assert_array_equal(voxels, sample_annotated_voxels(labels, 3, "case_1"))
+    assert not np.array_equal(voxels, sample_annotated_voxels(labels, 3, "case_2"))
+
+
+def test_few_annotated_voxels_are_all_noted() -> None:
+    labels = np.full((3, 4, 5), 2)
+    assert sample_annotated_voxels(labels, 2, "case").tolist() == []
+    labels[1, 2, 3], labels[2, 0, 0], labels[0] = 0, 1, -1
+    assert sample_annotated_voxels(labels, 2, "case").tolist() == [33, 40]
+
+
+def test_a_dataset_with_an_ignore_label_is_preprocessed_anew() -> None:
+    """Its stores of before hold no annotated voxels."""
+    plans = nnunet_plans(spacing=(3.0, 1.0, 1.0))
+    ignoring = ONE_LABEL.model_copy(update={"labels": {"background": 0, "a": 1, "ignore": 2}})
+    assert plans_digest(plans, plans.configuration("3d_fullres"), ignoring) != "7d7138074b808d3e"
+
+
 def test_the_digest_changes_with_what_preprocessing_takes_from_the_plans() -> None:
     plans = nnunet_plans(spacing=(3.0, 1.0, 1.0))
     other = nnunet_plans(spacing=(3.0, 1.0, 1.1))
-    dataset = DatasetDescription(channel_names={"0": "MR"}, labels={"background": 0, "a": 1}, file_ending=".nii.gz")
+    dataset = ONE_LABEL
     more = dataset.model_copy(update={"labels": {"background": 0, "a": 1, "b": 2}})
 
     def digest(plans: Plans, dataset: DatasetDescription) -> str:
         return plans_digest(plans, plans.configuration("3d_fullres"), dataset)
 
-    assert digest(plans, dataset) == digest(plans, dataset)
+    assert digest(plans, dataset) == digest(plans, dataset) == "14c4d28599ef842b"  # stores that are there stay good
     assert len({digest(plans, dataset), digest(other, dataset), digest(plans, more)}) == 3
 
 

@@ -14,7 +14,9 @@ PredictionsArgument = Annotated[Path, typer.Argument(metavar="PREDICTIONS", help
 ReferencesArgument = Annotated[Path, typer.Argument(metavar="REFERENCES", help="Folder of reference label maps.")]
 DescriptionOption = Annotated[
     Path | None,
-    typer.Option("--dataset", metavar="DATASET_JSON", help="Names the labels.", show_default="labels found"),
+    typer.Option(
+        "--dataset", metavar="DATASET_JSON", help="Names labels, regions, `ignore`.", show_default="labels found"
+    ),
 ]
 FileOption = Annotated[
     Path | None, typer.Option("--output", "-o", help="File to write.", show_default="PREDICTIONS/summary.json")
@@ -31,7 +33,7 @@ def evaluate(
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """Dice, IoU and volumes of every case and label, their means, and a JSON file of all."""
+    """Dice, IoU and volumes of every case and label (or region), their means, and a JSON file of all."""
     from umamba_cli.pipeline.data.dataset import read_description
     from umamba_cli.pipeline.evaluation.evaluate import evaluate_folders, write_summary
 

@@ -17,7 +17,10 @@ from umamba_cli.pipeline.errors import InputError
 BACKGROUND = "background"
 IGNORE = "ignore"
 
-Labels = Mapping[str, "int | tuple[int, ...]"]
+Label = int | tuple[int, ...]
+"""A value of a label map, or the values of a region."""
+
+Labels = Mapping[str, Label]
 
 
 class DatasetDescription(pydantic.BaseModel):
@@ -30,7 +33,7 @@ class DatasetDescription(pydantic.BaseModel):
     )
     """Channel index to name; the name decides the normalisation (`CT`, ...)."""
 
-    labels: dict[str, int | tuple[int, ...]]
+    labels: dict[str, Label]
     """Label name to value; `background` is 0. A list of values makes a region, several labels taken together; `ignore`
     marks voxels that nobody annotated."""
 
@@ -60,12 +63,12 @@ class DatasetDescription(pydantic.BaseModel):
 
     @pydantic.field_validator("labels")
     @classmethod
-    def _labels_are_consecutive(cls, labels: dict[str, int | tuple[int, ...]]) -> dict[str, int | tuple[int, ...]]:
+    def _labels_are_consecutive(cls, labels: dict[str, Label]) -> dict[str, Label]:
         if labels.get(BACKGROUND) != 0:
             raise ValueError("must have a label `background` that is 0")
         if any(value == () for value in labels.values()):
             raise ValueError("must not have a region without any label")
-        each = [single for name, value in labels.items() if name != IGNORE for single in _as_tuple(value)]
+        each = [single for name, value in labels.items() if name != IGNORE for single in values_of(value)]
         values = sorted(set(each))
         if not _has_regions(labels) and sorted(each) != list(range(len(each))):
             raise ValueError(f"must be 0 to {len(each) - 1}, each once")
@@ -73,6 +76,9 @@ class DatasetDescription(pydantic.BaseModel):
             raise ValueError(f"must hold every value from 0 to {max(values)}, has {', '.join(map(str, values))}")
         if len(values) < 2:
             raise ValueError("must have at least one label besides the background")
+        for name, region in _regions(labels).items():
+            if same := [other for other, held in _regions(labels).items() if other < name and set(held) == set(region)]:
+                raise ValueError(f"must not have the same values in {same[0]} and {name}")
         if IGNORE in labels and labels[IGNORE] != len(values):
             raise ValueError(f"must have {len(values)} as `ignore`, one more than the highest label")
         return labels
@@ -127,22 +133,24 @@ class DatasetDescription(pydantic.BaseModel):
         return dict(sorted(names.items()))
 
     @property
+    def targets(self) -> dict[Label, str]:
+        """What is to be told apart, to its name: the regions where there are some, otherwise the foreground's labels.
+
+        In the order of the network's outputs, of which the background's, where there are no regions, is not among them.
+        """
+        if self.has_regions:
+            return {self.labels[name]: name for name in self.regions}
+        return dict(self.foreground.items())
+
+    @property
     def num_classes(self) -> int:
         """Values of a label map, the background included, `ignore` not."""
         return len(_values(self.labels))
 
-    def require_plain_labels(self, what: str) -> None:
-        """Refuse regions and an ignore label for work that cannot heed them.
-
-        Raises:
-            InputError: there are some; `what` names the work.
-        """
-        kind = "regions" if self.has_regions else "an ignore label" if self.ignore_label is not None else None
-        if kind:
-            raise InputError(
-                f"dataset.json has {kind}, which {what} cannot use yet",
-                next_step="give each label a number of its own, and label every voxel",
-            )
+    @property
+    def num_outputs(self) -> int:
+        """Outputs of a network: one for each region, or one for each label and the background."""
+        return len(self.regions) if self.has_regions else self.num_classes
 
     @property
     def num_channels(self) -> int:
@@ -150,16 +158,17 @@ class DatasetDescription(pydantic.BaseModel):
         return len(self.channel_names)
 
 
-def _as_tuple(value: int | tuple[int, ...]) -> tuple[int, ...]:
+def values_of(value: Label) -> tuple[int, ...]:
+    """The values that a label or region stands for."""
     return (value,) if isinstance(value, int) else value
 
 
 def _has_regions(labels: Labels) -> bool:
-    return any(len(_as_tuple(value)) > 1 for value in labels.values())
+    return any(len(values_of(value)) > 1 for value in labels.values())
 
 
 def _regions(labels: Labels) -> dict[str, tuple[int, ...]]:
-    named = {name: _as_tuple(value) for name, value in labels.items() if name != IGNORE}
+    named = {name: values_of(value) for name, value in labels.items() if name != IGNORE}
     return {name: values for name, values in named.items() if set(values) != {0}}
 
 

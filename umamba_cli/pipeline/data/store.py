@@ -1,7 +1,8 @@
 """Preprocessed cases on disk: `CASE.b2nd`, `CASE_seg.b2nd` and `CASE.json`, compressed in chunks and read by patch.
 
 The JSON file is written last: a case that has one is complete. Voxels of each class, for oversampling the foreground,
-are kept beside the labels as metadata of `CASE_seg.b2nd`, one entry a class: a patch reads only the one it needs.
+are kept beside the labels as metadata of `CASE_seg.b2nd`, one entry a class: a patch reads only the one it needs. So
+are, where a dataset has an ignore label, voxels of any other label.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ _BLOCK_BYTES = 256 * 1024
 
 # Smaller arrays are compressed in memory and written at once, which takes half the time.
 _IN_MEMORY_BYTES = 8 * 1024**2
+
+_ANNOTATED = "annotated"
+"""The metadata's entry of voxels that are not ignored."""
 
 
 class StoredArray:
@@ -115,6 +119,15 @@ class StoredCase:
         """Some voxels of one class, as indices into the raveled (z, y, x) volume."""
         return np.frombuffer(self.labels.read_metadata(f"class_{label}"), dtype=np.int64)
 
+    def annotated_voxels(self) -> NDArray[np.int64] | None:
+        """Some voxels that are not ignored, as indices into the raveled (z, y, x) volume.
+
+        None where the dataset has no ignore label; no index where all of the case is ignored.
+        """
+        if _ANNOTATED not in self.labels.metadata:
+            return None
+        return np.frombuffer(self.labels.read_metadata(_ANNOTATED), dtype=np.int64)
+
 
 @dataclass(frozen=True)
 class Store:
@@ -138,9 +151,12 @@ class Store:
         return properties.get("digest"), properties.get("source")
 
     def class_frequencies(self, identifiers: Sequence[str]) -> tuple[float, ...]:
-        """The share of each class among all voxels of these cases, the background first."""
+        """The share of each class among all voxels of these cases that are not ignored, the background first.
+
+        Nothing where all are ignored.
+        """
         counts = np.sum([self.case(name).class_counts for name in identifiers], axis=0)
-        return tuple(float(share) for share in counts / counts.sum())
+        return tuple(float(share) for share in counts / counts.sum()) if counts.any() else ()
 
     def write(
         self,
@@ -151,6 +167,7 @@ class Store:
         properties: Mapping[str, Any],
         *,
         patch_size: Sequence[int],
+        annotated_voxels: NDArray[np.int64] | None = None,
     ) -> None:
         """Write a case, its JSON file last.
 
@@ -161,6 +178,8 @@ class Store:
             class_voxels: raveled indices of some voxels of each class.
             properties: what the JSON file shall hold.
             patch_size: what training reads at a time, (z, y, x) or (y, x); chunks are as large.
+            annotated_voxels: raveled indices of some voxels that are not ignored, where the dataset has an ignore
+                label.
 
         Raises:
             WorkError: the disk is full or the folder cannot be written to.
@@ -168,10 +187,12 @@ class Store:
         done = self.folder / f"{identifier}.json"
         done.unlink(missing_ok=True)
         target = self.folder / f"{identifier}.b2nd"
-        link_or_copy(image, target) if isinstance(image, Path) else _save(target, image, patch_size, {})
+        link_or_copy(image, target) if isinstance(image, Path) else write_array(target, image, patch_size, {})
         metadata = {f"class_{label}": indices.tobytes() for label, indices in class_voxels.items()}
+        if annotated_voxels is not None:
+            metadata[_ANNOTATED] = annotated_voxels.tobytes()
         kind = np.int8 if labels.max(initial=0) < 128 else np.int16
-        _save(self.folder / f"{identifier}_seg.b2nd", labels.astype(kind), patch_size, metadata)
+        write_array(self.folder / f"{identifier}_seg.b2nd", labels.astype(kind), patch_size, metadata)
         write_json(done, properties)
 
 
@@ -198,7 +219,18 @@ def _blosc2() -> Any:
     return blosc2
 
 
-def _save(path: Path, array: NDArray[Any], patch_size: Sequence[int], metadata: Mapping[str, bytes]) -> None:
+def write_array(path: Path, array: NDArray[Any], patch_size: Sequence[int], metadata: Mapping[str, bytes]) -> None:
+    """Write an array (channels, z, y, x) for `StoredArray` to read, whole or not at all.
+
+    Args:
+        path: the file, `.b2nd`.
+        array: of numbers.
+        patch_size: what is read at a time, (z, y, x) or (y, x); chunks are as large.
+        metadata: what is kept beside it, by name.
+
+    Raises:
+        WorkError: the disk is full or the folder cannot be written to.
+    """
     blosc2 = _blosc2()
     chunks = chunk_shape(array.shape, patch_size)
     with replacing(path) as temporary:

@@ -132,6 +132,11 @@ class Run:
         return self.folder / "progress.png"
 
     @property
+    def validation_patch(self) -> Path:
+        """A patch of a held-back case: image, reference, and what the network makes of it so far."""
+        return self.folder / "validation_patch.png"
+
+    @property
     def validation(self) -> Path:
         """Predictions of the fold's own cases, and summary.json."""
         return self.folder / "validation"

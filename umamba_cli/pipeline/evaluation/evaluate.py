@@ -9,10 +9,13 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 import umamba_cli
 from umamba_cli.pipeline.data import tiff
 from umamba_cli.pipeline.data.checks import grid_problems, label_problems, label_values
-from umamba_cli.pipeline.data.dataset import DatasetDescription, composed
+from umamba_cli.pipeline.data.dataset import DatasetDescription, Label, composed, values_of
 from umamba_cli.pipeline.data.files import write_json
 from umamba_cli.pipeline.data.images import PICTURE_ENDINGS, LabelMap, UnreadableImage, file_ending, read_label_map
 from umamba_cli.pipeline.errors import InputError
@@ -30,13 +33,13 @@ Pair = tuple[str, Path | None, Path]
 
 @dataclass(frozen=True)
 class CaseMetrics:
-    """The overlap of every label in one case."""
+    """The overlap of every label, or region, in one case."""
 
     case: str
     """Its identifier."""
 
-    labels: Mapping[int, OverlapMetrics]
-    """By label value; Dice and IoU are NaN for a label that neither label map holds."""
+    labels: Mapping[Label, OverlapMetrics]
+    """By label value, or values of a region; Dice and IoU are NaN for a label that neither label map holds."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +57,9 @@ class MeanMetrics:
 
 @dataclass(frozen=True)
 class LabelMean(MeanMetrics):
-    """The means of one label over the cases."""
+    """The means of one label, or region, over the cases."""
 
-    label: int
+    label: Label
     name: str
 
     cases: int
@@ -70,8 +73,8 @@ class Evaluation:
     cases: tuple[CaseMetrics, ...]
     """Sorted by identifier; those without a prediction are among them only where they were counted."""
 
-    label_names: Mapping[int, str]
-    """The labels that were looked at, without the background."""
+    label_names: Mapping[Label, str]
+    """The labels, or regions, that were looked at, without the background."""
 
     missing: tuple[str, ...] = ()
     """References without a prediction."""
@@ -110,7 +113,10 @@ class Evaluation:
         ]
 
     def to_json(self) -> dict[str, Any]:
-        """The content of `summary.json`; NaN becomes null when it is written."""
+        """The content of `summary.json`; NaN becomes null when it is written.
+
+        Regions are called as nnU-Net calls them: "(1, 2, 3)".
+        """
         return {
             "foreground_mean": asdict(self.foreground_mean),
             "mean": {
@@ -142,7 +148,8 @@ def evaluate_folders(
     Args:
         predictions: folder of predicted label maps.
         references: folder of reference label maps; may hold more cases than were predicted.
-        description: names the labels; without it every value found in any of the label maps is a label.
+        description: names the labels and regions, and tells which label of the references is to be ignored; without it
+            every value found in any of the label maps is a label.
         count_missing: count a reference without a prediction as one where nothing was found: its labels' Dice is 0.
             Otherwise it is listed in `Evaluation.missing` alone.
         workers: processes; None means as many as the machine allows.
@@ -152,8 +159,6 @@ def evaluate_folders(
         InputError: a folder holds no label map, a prediction has no reference, or label maps cannot be read, lie on
             another grid than their reference or hold unknown labels; every such case is listed.
     """
-    if description:
-        description.require_plain_labels("evaluate")
     ending = description.file_ending if description else None
     predicted = find_label_maps(predictions, ending)
     wanted = find_label_maps(references, ending)
@@ -176,7 +181,7 @@ def evaluate_pairs(
 
     Args:
         pairs: identifier, prediction and reference of every case.
-        description: names the labels; without it every value found in any of the label maps is a label.
+        description: as for `evaluate_folders`.
         missing: what `Evaluation.missing` shall list.
         workers: processes; None means as many as the machine allows.
         on_progress: told after each case.
@@ -188,7 +193,7 @@ def evaluate_pairs(
         raise InputError("there is nothing to evaluate", next_step="predict at least one case first")
     pairs = sorted(pairs, key=lambda pair: pair[0])
     outcomes = for_each_case(
-        partial(_metrics_or_problem, labels=tuple(description.foreground) if description else None),
+        partial(_metrics_or_problem, description=description),
         pairs,
         task="evaluate",
         name=lambda pair: pair[0],
@@ -202,7 +207,7 @@ def evaluate_pairs(
             next_step="predict these cases again or correct them, then run the same command again",
         )
     cases = [outcome for outcome in outcomes if isinstance(outcome, CaseMetrics)]
-    names = description.foreground if description else _names(cases)
+    names = description.targets if description else _names(cases)
     return Evaluation(
         cases=_completed(cases, names),
         label_names=names,
@@ -212,20 +217,20 @@ def evaluate_pairs(
 
 
 def evaluate_case(
-    identifier: str, prediction: Path | None, reference: Path, labels: Sequence[int] | None
+    identifier: str, prediction: Path | None, reference: Path, description: DatasetDescription | None
 ) -> CaseMetrics:
-    """Compare one prediction with its reference.
+    """Compare one prediction with its reference. Voxels that the reference marks as ignored count nowhere.
 
     Args:
         identifier: the case.
         prediction: the predicted label map; None counts as one without any label.
         reference: the reference label map.
-        labels: the values besides 0 to look at, which are the only ones allowed; None means all that are found.
+        description: tells the labels or regions to look at and the values allowed; None means all that are found.
 
     Raises:
         InputError: the two cannot be compared; the problem says all that is wrong, without naming the case.
     """
-    known = None if labels is None else [0, *labels]
+    known = description.known_values if description else None
     problems: list[str] = []
     predicted = _read("prediction", prediction, known, problems) if prediction is not None else None
     wanted = _read("reference", reference, known, problems, predicted.grid if predicted else None)
@@ -237,13 +242,23 @@ def evaluate_case(
     spacing_mm = None if wanted.grid.is_2d_file else wanted.grid.spacing_mm
     found = wanted.labels
     covered = found * 0 if prediction is None else predicted.labels
-    if labels is None:
-        both = {int(value) for array in (covered, found) for value in label_values(array)}
-        labels = sorted(both - {0})
-    # Most voxels are background in both; without them every label is counted faster.
-    either = (covered != 0) | (found != 0)
-    covered, found = covered[either], found[either]
+    if description:
+        labels, ignored = list(description.targets), description.ignore_label
+    else:
+        values = {int(value) for array in (covered, found) for value in label_values(array)}
+        labels, ignored = sorted(values - {0}), None
+    counted = _worth_counting(covered, found, labels, ignored)
+    covered, found = covered[counted], found[counted]
     return CaseMetrics(identifier, {label: overlap(covered, found, label, spacing_mm) for label in labels})
+
+
+def _worth_counting(
+    covered: NDArray[Any], found: NDArray[Any], labels: Sequence[Label], ignored: int | None
+) -> NDArray[np.bool_]:
+    """The voxels to look at: those not ignored, and without what is background in both, which is most of them."""
+    of_background = any(0 in values_of(label) for label in labels)  # a region may hold it
+    counted = np.ones(found.shape, dtype=bool) if of_background else (covered != 0) | (found != 0)
+    return counted if ignored is None else counted & (found != ignored)
 
 
 def find_label_maps(folder: Path, ending: str | None = None) -> dict[str, Path]:
@@ -312,10 +327,10 @@ def _beginning(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
-def _metrics_or_problem(pair: Pair, labels: Sequence[int] | None) -> CaseMetrics | str:
+def _metrics_or_problem(pair: Pair, description: DatasetDescription | None) -> CaseMetrics | str:
     """What a worker process hands back: a bad case must not keep the others from being looked at."""
     try:
-        return evaluate_case(*pair, labels)
+        return evaluate_case(*pair, description)
     except InputError as error:
         return f"{pair[0]}: {error.problem}"
 
@@ -333,12 +348,13 @@ def _read(
     return label_map
 
 
-def _names(cases: Iterable[CaseMetrics]) -> dict[int, str]:
+def _names(cases: Iterable[CaseMetrics]) -> dict[Label, str]:
     """Names for labels that no dataset.json names: their values."""
-    return {label: str(label) for label in sorted({label for case in cases for label in case.labels})}
+    labels = {value for case in cases for label in case.labels for value in values_of(label)}
+    return {label: str(label) for label in sorted(labels)}
 
 
-def _completed(cases: Sequence[CaseMetrics], labels: Iterable[int]) -> tuple[CaseMetrics, ...]:
+def _completed(cases: Sequence[CaseMetrics], labels: Iterable[Label]) -> tuple[CaseMetrics, ...]:
     """The cases with an entry for every label, also those that were found in other cases only."""
     labels = list(labels)
     of_pictures = any(math.isnan(metrics.reference_ml) for case in cases for metrics in case.labels.values())

@@ -1,7 +1,8 @@
-"""How well a predicted label map covers a reference, for one label: pure functions of two arrays."""
+"""How well a predicted label map covers a reference, for one label or region: pure functions of two arrays."""
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from umamba_cli.pipeline.data.dataset import Label, values_of
 from umamba_cli.pipeline.geometry import Spacing
 
 _MM3_PER_ML = 1000.0
@@ -16,7 +18,7 @@ _MM3_PER_ML = 1000.0
 
 @dataclass(frozen=True)
 class OverlapMetrics:
-    """Overlap of one label in a prediction and its reference."""
+    """Overlap of one label, or of the labels of one region taken together, in a prediction and its reference."""
 
     dice: float
     """2 TP / (2 TP + FP + FN); NaN where the label is in neither, 0 where it is in one alone."""
@@ -41,9 +43,9 @@ class OverlapMetrics:
 
 
 def overlap(
-    prediction: NDArray[Any], reference: NDArray[Any], label: int, spacing_mm: Spacing | None
+    prediction: NDArray[Any], reference: NDArray[Any], label: Label, spacing_mm: Spacing | None
 ) -> OverlapMetrics:
-    """Overlap of one label in two label maps.
+    """Overlap of one label, or region, in two label maps.
 
     Both maps without the label: Dice and IoU are NaN, for nothing was to be found and nothing was. One map without it:
     they are 0.
@@ -51,7 +53,7 @@ def overlap(
     Args:
         prediction: labels of any shape and number type.
         reference: labels of the same shape.
-        label: the label's value.
+        label: the label's value, or the values of a region.
         spacing_mm: millimetres between voxels along z, y, x; None for pictures.
 
     Raises:
@@ -61,7 +63,7 @@ def overlap(
     """
     if prediction.shape != reference.shape:
         raise ValueError(f"prediction {prediction.shape} and reference {reference.shape} differ in shape")
-    predicted, wanted = prediction == label, reference == label
+    predicted, wanted = _voxels_of(label, prediction), _voxels_of(label, reference)
     tp = int(np.count_nonzero(predicted & wanted))
     fp = int(np.count_nonzero(predicted)) - tp
     fn = int(np.count_nonzero(wanted)) - tp
@@ -75,6 +77,10 @@ def overlap(
         prediction_ml=(tp + fp) * voxel_ml,
         reference_ml=(tp + fn) * voxel_ml,
     )
+
+
+def _voxels_of(label: Label, labels: NDArray[Any]) -> NDArray[np.bool_]:
+    return functools.reduce(np.logical_or, (labels == value for value in values_of(label)))
 
 
 def _ratio(part: int, whole: int) -> float:

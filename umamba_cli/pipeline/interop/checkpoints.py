@@ -261,7 +261,7 @@ def _umamba(trainer: str, configuration: Configuration, dataset: DatasetDescript
         kernel_sizes=network.kernel_sizes,
         strides=network.strides,
         input_channels=dataset.num_channels,
-        outputs=dataset.num_classes,
+        outputs=dataset.num_outputs,
         n_conv_per_stage=network.n_conv_per_stage or network.n_blocks_per_stage or (),
         n_conv_per_stage_decoder=network.n_conv_per_stage_decoder,
     )

@@ -99,8 +99,6 @@ def task_problems(plans: Plans, configuration: Configuration, dataset: DatasetDe
             f"{configuration.name} is the second stage of a cascade, which needs the labels of the first beside the "
             "image; predicting so is not known yet"
         )
-    if dataset.has_regions:
-        problems.append("its labels are regions (lists of values in dataset.json), which cannot be predicted yet")
     if (name := _class_name(configuration.preprocessor_name)) not in ("", "DefaultPreprocessor"):
         problems.append(f"its images were prepared by {name}, known is DefaultPreprocessor")
     if (name := _class_name(plans.image_reader_writer)).endswith("Reorient"):

@@ -19,7 +19,7 @@ from umamba_cli.pipeline.interop.nnunet_files import CaseFiles, find_identifiers
 from umamba_cli.pipeline.parallel import for_each_case
 from umamba_cli.pipeline.planning.fingerprint import Fingerprint
 from umamba_cli.pipeline.planning.plans import Plans
-from umamba_cli.pipeline.preprocessing.dataset import workers_for
+from umamba_cli.pipeline.preprocessing.dataset import stored_as, workers_for
 from umamba_cli.pipeline.progress import OnProgress, ignore_progress
 from umamba_cli.pipeline.resources import require_disk
 
@@ -231,13 +231,14 @@ def _write_dataset(dataset: Dataset, source: Preprocessed) -> None:
 def _jobs(source: Preprocessed, workspace: Workspace, dataset: Dataset, *, is_raw: bool) -> list[ImportJob]:
     """One for each case that can be looked at; which cannot, `_check` says."""
     cases = {case.identifier: case for case in dataset.cases}
+    owned = {stored_as(source.plans, name, source.description): folder for name, folder in source.folders.items()}
     jobs = []
     for name in source.identifiers:
         case = cases.get(name)
         if case is None or case.label is None:
             continue
         given = case.label if is_raw else source.folder / "gt_segmentations" / case.label.name
-        files = {configuration: CaseFiles(folder, name) for configuration, folder in source.folders.items()}
+        files = {configuration: CaseFiles(folder, name) for configuration, folder in owned.items()}
         reference = given if given.is_file() else None
         jobs.append(ImportJob(case, case.label, reference, files, workspace, source.plans, source.description))
     return jobs

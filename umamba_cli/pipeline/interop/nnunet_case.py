@@ -23,7 +23,7 @@ from umamba_cli.pipeline.geometry import Grid, Shape, resampled_shape, size_text
 from umamba_cli.pipeline.interop.nnunet_files import CaseFiles, CaseProperties, reading
 from umamba_cli.pipeline.planning.plans import Plans
 from umamba_cli.pipeline.preprocessing.case import OUTSIDE, CaseGeometry, plans_digest, source_state
-from umamba_cli.pipeline.preprocessing.dataset import store_case
+from umamba_cli.pipeline.preprocessing.dataset import preprocessed_store, store_case
 from umamba_cli.pipeline.preprocessing.resampling import resample_labels
 
 
@@ -41,7 +41,7 @@ class ImportJob:
     """The label map that nnU-Net was given; None: it is rebuilt from the preprocessed labels."""
 
     files: Mapping[str, CaseFiles]
-    """By configuration."""
+    """By configuration; of those that share their cases one alone."""
 
     workspace: Workspace
     plans: Plans
@@ -66,7 +66,7 @@ class ImportJob:
 
     def store(self, configuration: str) -> Store:
         """Where the cases of a configuration go."""
-        return Store(self.workspace.preprocessed(configuration))
+        return preprocessed_store(self.workspace, self.plans, configuration, self.description)
 
     def geometry(self, configuration: str, properties: CaseProperties, grid: Grid) -> CaseGeometry:
         """How the preprocessed case came from its image."""

@@ -27,7 +27,7 @@ OUTSIDE = -1
 """The label of voxels outside the nonzero mask: background that normalisation may have left at zero."""
 
 MAX_CLASS_VOXELS = 10_000
-"""Voxels noted for each class of a case, to draw patch centres from."""
+"""Voxels noted for each class of a case, and of those that are not ignored, to draw patch centres from."""
 
 
 @dataclass(frozen=True)
@@ -208,6 +208,28 @@ def sample_class_voxels(
     return found
 
 
+def sample_annotated_voxels(labels: NDArray[np.integer[Any]], ignore_label: int, identifier: str) -> NDArray[np.int64]:
+    """Some voxels of a label map (z, y, x) that are neither ignored nor outside, as sorted indices into the volume.
+
+    As for `sample_class_voxels`, the draw depends on the case alone.
+    """
+    annotated = (labels > OUTSIDE) & (labels != ignore_label)
+    in_planes = np.count_nonzero(annotated, axis=(1, 2))
+    total = int(in_planes.sum())
+    if total <= MAX_CLASS_VOXELS:
+        return np.flatnonzero(annotated)
+    generator = np.random.default_rng((zlib.crc32(identifier.encode()), ignore_label))
+    chosen = np.sort(generator.choice(total, MAX_CLASS_VOXELS, replace=False))
+    # Plane by plane, because indices of all voxels take 8 times the memory of their labels.
+    ends = np.cumsum(in_planes)
+    planes = np.searchsorted(ends, chosen, side="right")
+    found = []
+    for index in np.unique(planes):
+        within = chosen[planes == index] - (ends[index] - in_planes[index])
+        found.append(np.flatnonzero(annotated[index])[within] + index * annotated[index].size)
+    return np.concatenate(found).astype(np.int64)
+
+
 def plans_digest(plans: Plans, configuration: Configuration, description: DatasetDescription) -> str:
     """A fingerprint of all that preprocessing takes from plans and dataset.json; another one: do it again."""
     relevant = {
@@ -220,6 +242,8 @@ def plans_digest(plans: Plans, configuration: Configuration, description: Datase
         "intensities": plans.foreground_intensity_properties_per_channel,
         "resampling": [configuration.resampling_fn_data_kwargs, configuration.resampling_fn_seg_kwargs],
     }
+    if description.ignore_label is not None:
+        relevant["annotated_voxels"] = MAX_CLASS_VOXELS
     return hashlib.sha256(json.dumps(to_plain(relevant), sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -25,6 +25,7 @@ from umamba_cli.pipeline.preprocessing.case import (
     crop_case,
     normalise_and_resample,
     plans_digest,
+    sample_annotated_voxels,
     sample_class_voxels,
     source_state,
 )
@@ -70,7 +71,7 @@ def preprocess_workspace(
     """
     plans = read_plans(workspace.plans_file)
     dataset = workspace.dataset()
-    store = Store(workspace.preprocessed(configuration))
+    store = preprocessed_store(workspace, plans, configuration, dataset.description)
     digest = plans_digest(plans, plans.configuration(configuration), dataset.description)
     jobs = [PreprocessingJob(case, dataset.description, plans, configuration, store, digest) for case in dataset.cases]
     todo = [job for job in jobs if not _is_current(job)]
@@ -102,7 +103,7 @@ def require_preprocessed(
         InputError: cases are missing, or were made with other plans or from other files.
     """
     cases = dataset.select(identifiers)
-    store = Store(workspace.preprocessed(configuration))
+    store = preprocessed_store(workspace, plans, configuration, dataset.description)
     digest = plans_digest(plans, plans.configuration(configuration), dataset.description)
     origins = {case.identifier: store.origin(case.identifier) for case in cases}
     how = f"run `umamba preprocess {workspace.folder} -c {configuration}`"
@@ -119,6 +120,28 @@ def require_preprocessed(
             next_step=how,
         )
     return store
+
+
+def preprocessed_store(
+    workspace: Workspace, plans: Plans, configuration: str, description: DatasetDescription
+) -> Store:
+    """Where the preprocessed cases of a configuration lie, or will."""
+    return Store(workspace.preprocessed(stored_as(plans, configuration, description)))
+
+
+def stored_as(plans: Plans, configuration: str, description: DatasetDescription) -> str:
+    """The configuration under whose name the preprocessed cases of another one are stored: mostly its own.
+
+    One that inherits all that preprocessing asks for shares its parent's cases (3d_cascade_fullres those of
+    3d_fullres), so that nothing is made and stored twice. It may ask for its own with a `data_identifier`, by which
+    nnU-Net tells them apart.
+    """
+    own = plans.configuration(configuration)
+    parent = plans.configurations[configuration].get("inherits_from")
+    if parent is None or own.data_identifier != plans.configuration(parent).data_identifier:
+        return configuration
+    needs, parents = (plans_digest(plans, each, description) for each in (own, plans.configuration(parent)))
+    return stored_as(plans, parent, description) if needs == parents else configuration
 
 
 def workers_for(plans: Plans, configuration: str, cases: Sequence[Case] = ()) -> int:
@@ -214,5 +237,13 @@ def store_case(
         "geometry": geometry.to_json(),
         **(more or {}),
     }
-    class_voxels = sample_class_voxels(labels, tuple(description.foreground), case.identifier)
-    store.write(case.identifier, image, labels[None], class_voxels, properties, patch_size=configuration.patch_size)
+    ignored = description.ignore_label
+    store.write(
+        case.identifier,
+        image,
+        labels[None],
+        sample_class_voxels(labels, tuple(description.foreground), case.identifier),
+        properties,
+        patch_size=configuration.patch_size,
+        annotated_voxels=None if ignored is None else sample_annotated_voxels(labels, ignored, case.identifier),
+    )

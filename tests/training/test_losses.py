@@ -4,19 +4,22 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from umamba_cli.pipeline.training.losses import (
-    deep_supervision_loss,
-    dice_and_cross_entropy,
-    hard_overlap,
-    head_weights,
-    soft_dice,
-)
+from umamba_cli.pipeline.training.losses import SegmentationLoss, head_weights
 from umamba_cli.pipeline.training.schedule import polynomial_decay
 
 
 def certain(labels: torch.Tensor, classes: int) -> torch.Tensor:
     """Logits that leave no doubt."""
     return F.one_hot(labels, classes).movedim(-1, 1).float() * 100
+
+
+def dice_and_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, *, batch_dice: bool) -> torch.Tensor:
+    return SegmentationLoss(batch_dice)([logits], labels)
+
+
+def soft_dice(logits: torch.Tensor, labels: torch.Tensor, *, batch_dice: bool) -> torch.Tensor:
+    """What is taken from the cross-entropy."""
+    return F.cross_entropy(logits, labels) - dice_and_cross_entropy(logits, labels, batch_dice=batch_dice)
 
 
 def test_soft_dice_worked_out_by_hand() -> None:
@@ -61,14 +64,18 @@ def test_deep_supervision_takes_the_nearest_labels() -> None:
     low = labels[:, ::2, ::2]
     right = [certain(labels, 2), certain(low, 2), torch.zeros(1, 2, 1, 1)]
     wrong = [certain(labels, 2), certain(1 - low, 2), torch.zeros(1, 2, 1, 1)]
-    assert float(deep_supervision_loss(right, labels, batch_dice=False)) == pytest.approx(-1, abs=1e-3)
-    assert float(deep_supervision_loss(wrong, labels, batch_dice=False)) > 10
+    assert float(SegmentationLoss(batch_dice=False)(right, labels)) == pytest.approx(-1, abs=1e-3)
+    assert float(SegmentationLoss(batch_dice=False)(wrong, labels)) > 10
 
 
 def test_hard_overlap_counts_right_wrong_and_missed() -> None:
     labels = torch.tensor([[0, 1, 1, 2, 2, 2]])
     predicted = torch.tensor([[1, 1, 0, 2, 2, 0]])
-    assert hard_overlap(certain(predicted, 3), labels).tolist() == [[1, 2], [1, 0], [1, 1]]
+    assert SegmentationLoss(batch_dice=False).overlap(certain(predicted, 3), labels).tolist() == [
+        [1, 2],
+        [1, 0],
+        [1, 1],
+    ]
 
 
 def test_the_learning_rate_decays_to_nothing() -> None:

@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from umamba_cli.pipeline.data.store import Store
-from umamba_cli.pipeline.preprocessing.case import sample_class_voxels
-from umamba_cli.pipeline.training.patches import PatchSampler
+from umamba_cli.pipeline.data.store import Store, write_array
+from umamba_cli.pipeline.preprocessing.case import sample_annotated_voxels, sample_class_voxels
+from umamba_cli.pipeline.training.patches import PatchSampler, PreviousStage
+
+FIRST_DRAWS = [12200, 8908, 2636, 8152, 11220, 3060, 11924, 11116, 9100, 10865, 2777, 12240]
 
 
 @pytest.fixture
@@ -103,3 +105,100 @@ def test_slices_for_a_flat_network(sampler: PatchSampler) -> None:
 def test_a_case_without_foreground_gives_patches_all_the_same(sampler: PatchSampler) -> None:
     patch, _ = replace(sampler, identifiers=("empty",), foreground_share=1.0).draw(0)
     assert patch.image.shape == (1, 8, 16, 16)
+
+
+def test_plain_draws_are_what_they_always_were(sampler: PatchSampler) -> None:
+    """A training that goes on, and one that is repeated, meet the same patches."""
+    all_cases = replace(sampler, identifiers=("a", "b", "thin", "empty"), read_size=(8, 20, 20))
+    drawn = [all_cases.draw(index)[0] for index in range(12)]
+    assert [int(patch.image.max()) for patch in drawn] == FIRST_DRAWS
+    assert all(patch.previous is None for patch in drawn)
+
+
+@pytest.fixture
+def regions(tmp_path: Path) -> PatchSampler:
+    """Regions (1, 2, 3) and (3,) and (4,) in cases that hold 1 once, 2 a hundred times, 3 ten times, and 4 in one."""
+    store = Store(tmp_path / "regions")
+    for name in ("three", "four"):
+        labels = np.zeros((1, 6, 30, 30), dtype=np.int16)
+        labels[0, 0, 0, 0] = 1
+        labels[0, 2, :10, :10] = 2
+        labels[0, 4, 5, :10] = 3
+        labels[0, 5, 5, :10] = 4 * (name == "four")
+        counts = np.bincount(labels.ravel(), minlength=5)
+        voxels = sample_class_voxels(labels[0], (1, 2, 3, 4), name)
+        image = np.zeros((1, *labels.shape[1:]), dtype=np.float32)
+        store.write(name, image, labels, voxels, {"class_counts": counts}, patch_size=labels.shape[1:])
+    one = (1, 1, 1)
+    return PatchSampler(store, ("three",), one, one, 1.0, seed=1, purpose="training", regions=((1, 2, 3), (3,), (4,)))
+
+
+def test_regions_are_met_alike_and_their_labels_by_size(regions: PatchSampler) -> None:
+    met = Counter(int(regions.draw(index)[0].labels.item()) for index in range(600))
+    # Two regions are there: the first one's 300 draws fall on 111 voxels, 10 of them label 3.
+    assert 300 < met[3] < 360
+    assert 240 < met[2] < 300
+    assert met[1] < 12
+    assert met[0] == met[4] == 0
+    met = Counter(int(replace(regions, identifiers=("four",)).draw(index)[0].labels.item()) for index in range(600))
+    assert 170 < met[4] < 230
+
+
+IGNORED = 3
+
+
+def sparse(folder: Path, *, annotated: bool = True, foreground: bool = True) -> PatchSampler:
+    """Cases in which nearly all is ignored."""
+    store = Store(folder)
+    labels = np.full((1, 10, 30, 30), IGNORED, dtype=np.int16)
+    if annotated:
+        labels[0, 4, 10:12] = 0
+    if foreground:
+        labels[0, 4, 10, 20] = 1
+    noted = sample_class_voxels(labels[0], (1, 2), "case")
+    voxels = sample_annotated_voxels(labels[0], IGNORED, "case")
+    image = np.zeros((1, *labels.shape[1:]), dtype=np.float32)
+    store.write("case", image, labels, noted, {}, patch_size=labels.shape[1:], annotated_voxels=voxels)
+    one = (1, 1, 1)
+    return PatchSampler(store, ("case",), one, one, 1 / 3, seed=1, purpose="training")
+
+
+def test_every_patch_of_sparse_labels_is_centred_on_an_annotated_voxel(tmp_path: Path) -> None:
+    sampler = sparse(tmp_path)
+    met = [int(sampler.draw(index)[0].labels.item()) for index in range(90)]
+    assert met[2::3] == [1] * 30
+    assert Counter(met)[0] > 50
+    assert IGNORED not in met
+
+
+def test_without_foreground_a_forced_patch_falls_on_an_annotated_voxel(tmp_path: Path) -> None:
+    sampler = sparse(tmp_path, foreground=False)
+    assert {int(sampler.draw(index)[0].labels.item()) for index in range(90)} == {0}
+
+
+def test_where_all_is_ignored_patches_fall_anywhere(tmp_path: Path) -> None:
+    sampler = sparse(tmp_path, annotated=False, foreground=False)
+    assert {int(sampler.draw(index)[0].labels.item()) for index in range(20)} == {IGNORED}
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_the_previous_stage_is_cut_at_the_same_place(sampler: PatchSampler, tmp_path: Path, flat: bool) -> None:
+    """Its label map holds the image's own numbers, so that both must agree wherever there is an image."""
+    files = {}
+    for name in ("a", "b", "thin"):
+        files[name] = tmp_path / f"previous_{name}.b2nd"
+        image = sampler.store.case(name).image[:]
+        write_array(files[name], (image % 100 + 1).astype(np.int8), (8, 16, 16), {})
+    narrow, size = ((16, 16), (24, 24)) if flat else ((8, 16, 16), (8, 24, 24))
+    stage = PreviousStage(files)
+    cascade = replace(sampler, identifiers=tuple(files), network_size=narrow, read_size=size, previous=stage)
+    for index in range(9):
+        patch, _ = cascade.draw(index)
+        assert patch.previous is not None
+        assert patch.previous.dtype == np.int16
+        assert patch.previous.shape == size
+        inside = patch.image[0] > 0
+        np.testing.assert_array_equal(patch.previous[inside], patch.image[0][inside].astype(int) % 100 + 1)
+        assert not patch.previous[~inside].any()
+        plain, _ = replace(cascade, previous=None).draw(index)
+        np.testing.assert_array_equal(plain.image, patch.image)

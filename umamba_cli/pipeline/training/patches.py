@@ -6,14 +6,15 @@ training draws the same patches whatever the number of workers and however often
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from umamba_cli.pipeline.data.store import Store, StoredCase
+from umamba_cli.pipeline.data.store import Store, StoredArray, StoredCase
 from umamba_cli.pipeline.geometry import Box, Shape
 from umamba_cli.pipeline.preprocessing.case import OUTSIDE
 
@@ -30,6 +31,21 @@ class Patch:
 
     labels: NDArray[np.int16]
     """([z,] y, x), -1 outside the image and its nonzero mask."""
+
+    previous: NDArray[np.int16] | None = None
+    """([z,] y, x), what a cascade's previous stage found here, background outside the image; None without a cascade."""
+
+
+@dataclass(frozen=True)
+class PreviousStage:
+    """The label maps that the previous stage of a cascade predicted, on the preprocessed grid of this one."""
+
+    files: Mapping[str, Path]
+    """A `.b2nd` file for each case: labels (1, z, y, x)."""
+
+    def labels(self, identifier: str) -> StoredArray:
+        """A case's label map (1, z, y, x), read lazily."""
+        return StoredArray(self.files[identifier])
 
 
 @dataclass(frozen=True)
@@ -49,6 +65,12 @@ class PatchSampler:
     seed: int
     purpose: Purpose
 
+    regions: tuple[tuple[int, ...], ...] = ()
+    """The labels of each region, where the network learns regions; empty where labels exclude one another."""
+
+    previous: PreviousStage | None = None
+    """What a cascade's network gets besides the image."""
+
     def draw(self, index: int) -> tuple[Patch, np.random.Generator]:
         """The patch of a position in the training, and the generator for what is done to it next.
 
@@ -58,14 +80,33 @@ class PatchSampler:
         case = self.store.case(self.identifier(index))
         generator = self._generator(1, index)
         forced = int((index + 1) * self.foreground_share + 1e-9) > int(index * self.foreground_share + 1e-9)
-        centre = _foreground_voxel(case, generator) if forced else None
+        centre = self._centre(case, generator, forced)
         box = self._place(case.shape, centre, generator)
-        return Patch(_cut(case.image, box, 0.0, self._flat), _cut(case.labels, box, OUTSIDE, self._flat)[0]), generator
+        return Patch(
+            image=_cut(case.image, box, 0.0, self._flat),
+            labels=_cut(case.labels, box, OUTSIDE, self._flat)[0],
+            previous=self._cut_previous(case.identifier, box),
+        ), generator
 
     def identifier(self, index: int) -> str:
         """The case of a position in the training."""
         turn, position = divmod(index, len(self.identifiers))
         return self.identifiers[int(self._generator(0, turn).permutation(len(self.identifiers))[position])]
+
+    def _centre(self, case: StoredCase, generator: np.random.Generator, forced: bool) -> tuple[int, ...] | None:
+        """The voxel to place a patch around; None: anywhere.
+
+        Where a dataset has an ignore label, every patch is to hold something annotated. Source: nnU-Net's data loader.
+        """
+        voxels = _foreground_voxels(case, self.regions, generator) if forced else None
+        if voxels is None:
+            voxels = case.annotated_voxels()
+        if voxels is None or not len(voxels):
+            return None
+        return tuple(int(i) for i in np.unravel_index(int(generator.choice(voxels)), case.shape))
+
+    def _cut_previous(self, identifier: str, box: Box) -> NDArray[np.int16] | None:
+        return None if self.previous is None else _cut(self.previous.labels(identifier), box, 0, self._flat)[0]
 
     @property
     def _flat(self) -> bool:
@@ -93,12 +134,22 @@ class PatchSampler:
         return Box(tuple(start), tuple(a + n for a, n in zip(start, read, strict=True)))
 
 
-def _foreground_voxel(case: StoredCase, generator: np.random.Generator) -> tuple[int, ...] | None:
-    """A voxel of a random class among those that the case holds; None where it holds none."""
+def _foreground_voxels(
+    case: StoredCase, regions: Sequence[Sequence[int]], generator: np.random.Generator
+) -> NDArray[np.int64] | None:
+    """Voxels of a random class among those that the case holds, raveled; None where it holds none.
+
+    With regions, one that the case holds is drawn first, then one of its classes in proportion to their voxels.
+    """
     if not case.classes:
         return None
-    voxels = case.class_voxels(int(generator.choice(case.classes)))
-    return tuple(int(i) for i in np.unravel_index(int(generator.choice(voxels)), case.shape))
+    if not regions:
+        return case.class_voxels(int(generator.choice(case.classes)))
+    held = [sorted(set(region).intersection(case.classes)) for region in regions]
+    present = [classes for classes in held if classes]
+    classes = present[int(generator.integers(len(present)))]
+    counts = case.class_counts[classes]
+    return case.class_voxels(int(generator.choice(classes, p=counts / counts.sum())))
 
 
 def _cut(stored: Any, box: Box, outside: float, flat: bool) -> NDArray[Any]:

@@ -130,10 +130,11 @@ def prepare(setting: str, precision: str, device: str) -> tuple[NetworkPlan, Tra
 def count(setting: str, model: str, precision: str, device: str) -> dict[str, float]:
     """MiB by our count."""
     from umamba_cli.pipeline.networks.registry import find_model
+    from umamba_cli.pipeline.training.losses import SegmentationLoss
     from umamba_cli.pipeline.workflows.models import model_needs
 
     plan, settings, compute = prepare(setting, precision, device)
-    needs = model_needs(find_model(model), plan, settings, compute, batch_dice=False)
+    needs = model_needs(find_model(model), plan, settings, compute, loss=SegmentationLoss(batch_dice=False))
     if needs.memory is None:
         print(f"{model}: {needs.problem}", file=sys.stderr)
         return {"saved": math.inf, "peak": math.inf}  # counts as missed
@@ -223,15 +224,16 @@ def two_steps(model: str, plan: NetworkPlan, settings: TrainingSettings, compute
     from umamba_cli.pipeline.devices import channels_last
     from umamba_cli.pipeline.networks.registry import build_network
     from umamba_cli.pipeline.training.loader import Batch
+    from umamba_cli.pipeline.training.losses import SegmentationLoss
     from umamba_cli.pipeline.training.schedule import new_optimizer
     from umamba_cli.pipeline.training.step import TrainingStep
 
     class MarkedStep(TrainingStep):
-        """Its loss is where gradients are gone, and ends when the forward pass and the loss are done."""
+        """Its forward pass begins where gradients are gone, and ends with the loss."""
 
-        def loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
             mark("begin")
-            result = super().loss(batch)
+            result = super().forward(batch)
             mark("forward")
             return result
 
@@ -244,8 +246,9 @@ def two_steps(model: str, plan: NetworkPlan, settings: TrainingSettings, compute
     size = (settings.batch_size, *plan.patch_size)
     images = torch.randn(size[0], plan.input_channels, *size[1:]).to(compute.device, memory_format=layout)
     batch = Batch(images, torch.randint(0, plan.outputs, size).to(compute.device))
+    loss = SegmentationLoss(batch_dice=False)
     for kind in (TrainingStep, MarkedStep):
-        kind(network, optimizer, scaler, compute, gradient_clip=settings.gradient_clip, batch_dice=False)(batch)
+        kind(network, optimizer, scaler, compute, settings.gradient_clip, loss)(batch)
     mark("end")
 
 

@@ -15,6 +15,9 @@ from umamba_cli.pipeline.resources import free_memory_bytes, usable_cores
 
 PrecisionName = Literal["auto", "fp32", "bf16", "fp16"]
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+_TENSOR_CORES_SINCE, _BFLOAT16_SINCE = 7, 8
+"""Compute capabilities: https://docs.nvidia.com/cuda/cuda-c-programming-guide/#compute-capabilities."""
+
 _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -77,12 +80,26 @@ def _device(name: str) -> torch.device:
 
 def _best_precision(device: torch.device) -> tuple[str, str]:
     if device.type == "cuda":
-        if torch.cuda.is_bf16_supported(including_emulation=False):
+        major, minor = torch.cuda.get_device_capability(device)
+        if _cuda_has_bf16(device):
             return "bf16", "the GPU computes in bfloat16"
-        return "fp32", "the GPU does not compute in bfloat16, and float16 overflows after Mamba layers"
+        if major >= _TENSOR_CORES_SINCE:
+            return "fp16", f"the GPU (compute capability {major}.{minor}) is fast in float16 and has no bfloat16"
+        return "fp32", f"the GPU (compute capability {major}.{minor}) is not fast in bfloat16 or float16"
     if device.type == "cpu" and _cpu_has_bf16():
         return "bf16", "the CPU has instructions for bfloat16"
-    return "fp32", f"the {device.type} has no fast bfloat16"
+    return "fp32", f"the {'CPU' if device.type == 'cpu' else device.type} has no fast bfloat16"
+
+
+def lower_precisions(compute: Compute) -> tuple[str, ...]:
+    """Precisions that take less memory than the present one, and that the device is good at."""
+    best = _best_precision(compute.device)[0]
+    return (best,) if compute.precision == "fp32" and best != "fp32" else ()
+
+
+def _cuda_has_bf16(device: torch.device) -> bool:
+    # `torch.cuda.is_bf16_supported` says the same, but of the current device alone.
+    return torch.version.hip is not None or torch.cuda.get_device_capability(device)[0] >= _BFLOAT16_SINCE
 
 
 def _cpu_has_bf16() -> bool:
@@ -94,7 +111,8 @@ def _cpu_has_bf16() -> bool:
 def free_device_bytes(device: torch.device) -> int:
     """Memory that can still be taken on a device; on a CPU, without swapping."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, for the next tensor
+        return int(torch.cuda.mem_get_info(device)[0]) + kept
     if device.type == "mps":
         return int(torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
     return free_memory_bytes()

@@ -3,12 +3,17 @@
 Sources: Isensee et al., "nnU-Net", Nature Methods 2021 (convolution, instance norm, leaky ReLU); He et al., "Deep
 Residual Learning", CVPR 2016 (the residual block); He et al., "Bag of Tricks", CVPR 2019, figure 2c (the pooled
 shortcut of ResNet-D, which nnU-Net's residual encoder has).
+
+What a Mamba layer gives out is not bounded, and float16 ends at 65,504. A block whose input comes from a Mamba layer
+without a norm in between is told so by `unbounded`: what takes that input then runs in float32 where autocast is set to
+float16. Behind an instance norm all is bounded again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
@@ -40,6 +45,22 @@ def convolution(
     )
 
 
+def apply_to(x: Tensor, layer: nn.Module, *, unbounded: bool) -> Tensor:
+    """`layer(x)`; where `x` is unbounded and autocast is set to float16, in float32."""
+    if unbounded and _autocast_takes_float16(x.device.type):
+        with torch.autocast(x.device.type, enabled=False):
+            wide: Tensor = layer(x.float() if x.dtype == torch.float16 else x)
+            return wide
+    y: Tensor = layer(x)
+    return y
+
+
+def _autocast_takes_float16(device_type: str) -> bool:
+    if device_type == "meta":  # it knows no autocast
+        return False
+    return torch.is_autocast_enabled(device_type) and torch.get_autocast_dtype(device_type) == torch.float16
+
+
 class ConvolutionBlock(nn.Module):
     """Convolution, instance norm, leaky ReLU (the latter optional, for the end of a residual branch)."""
 
@@ -51,14 +72,16 @@ class ConvolutionBlock(nn.Module):
         stride: Sequence[int] | None = None,
         *,
         activation: bool = True,
+        unbounded: bool = False,
     ) -> None:
         super().__init__()
+        self._unbounded = unbounded
         self.conv = convolution(inputs, outputs, kernel_size, stride)
         self.norm = InstanceNorm(outputs, NEGATIVE_SLOPE if activation else None)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, inputs, ...) to (B, outputs, ...)."""
-        y: Tensor = self.norm(self.conv(x))
+        y: Tensor = self.norm(apply_to(x, self.conv, unbounded=self._unbounded))
         return y
 
 
@@ -69,22 +92,23 @@ class Shortcut(nn.Module):
     channels_last feature maps on a CPU with AVX-512 (torch 2.13, oneDNN).
     """
 
-    def __init__(self, inputs: int, outputs: int, stride: Sequence[int]) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: Sequence[int], *, unbounded: bool = False) -> None:
         super().__init__()
+        self._unbounded = unbounded
         self.conv = convolution(inputs, outputs, (1,) * len(stride))
         self._every = (slice(None), slice(None), *(slice(None, None, step) for step in stride))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, inputs, ...) to (B, outputs, ... / stride)."""
-        y: Tensor = self.conv(x[self._every])
-        return y
+        return apply_to(x[self._every], self.conv, unbounded=self._unbounded)
 
 
 class PooledShortcut(nn.Module):
     """The average over the stride, then, where the width changes, a 1x1 convolution without bias and a norm."""
 
-    def __init__(self, inputs: int, outputs: int, stride: Sequence[int]) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: Sequence[int], *, unbounded: bool = False) -> None:
         super().__init__()
+        self._unbounded = unbounded
         axes = len(stride)
         strided = any(step > 1 for step in stride)
         self.pool = AVERAGE_POOLING[axes](tuple(stride)) if strided else nn.Identity()  # type: ignore[arg-type]
@@ -94,7 +118,7 @@ class PooledShortcut(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, inputs, ...) to (B, outputs, ... / stride)."""
-        y: Tensor = self.norm(self.conv(self.pool(x)))
+        y: Tensor = self.norm(apply_to(self.pool(x), self.conv, unbounded=self._unbounded))
         return y
 
 
@@ -114,17 +138,18 @@ class ResidualBlock(nn.Module):
         *,
         shortcut: ShortcutKind = "convolution",
         starts_stage: bool = False,
+        unbounded: bool = False,
     ) -> None:
         super().__init__()
         stride = stride or (1,) * len(kernel_size)
-        self.first = ConvolutionBlock(inputs, outputs, kernel_size, stride)
+        self.first = ConvolutionBlock(inputs, outputs, kernel_size, stride, unbounded=unbounded)
         self.second = ConvolutionBlock(outputs, outputs, kernel_size, activation=False)
         changes = inputs != outputs or any(s > 1 for s in stride)
         self.shortcut: nn.Module = nn.Identity()
         if shortcut == "pooling":
-            self.shortcut = PooledShortcut(inputs, outputs, stride) if changes else self.shortcut
+            self.shortcut = PooledShortcut(inputs, outputs, stride, unbounded=unbounded) if changes else self.shortcut
         elif changes or (starts_stage and shortcut == "convolution_each_stage"):
-            self.shortcut = Shortcut(inputs, outputs, stride)
+            self.shortcut = Shortcut(inputs, outputs, stride, unbounded=unbounded)
         self.activation = nn.LeakyReLU(NEGATIVE_SLOPE, inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:

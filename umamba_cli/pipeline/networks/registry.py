@@ -48,7 +48,9 @@ class NetworkPlan:
     """Residual blocks of a residual network's decoder, by resolution, full resolution first."""
 
     class_frequencies: tuple[float, ...] = ()
-    """Share of each class among the voxels of the training cases, for the heads' first guess; empty: unknown."""
+    """Share of each class among the voxels of the training cases, for the heads' first guess; empty: unknown. Where the
+    outputs are regions, which overlap, the odds of each (voxels in it to those that are not): the logarithm is what
+    an output begins with in both cases."""
 
 
 Builder = Callable[[NetworkPlan], nn.Module]

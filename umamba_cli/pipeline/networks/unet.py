@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from umamba_cli.pipeline.errors import InputError
 from umamba_cli.pipeline.networks.architecture import Architecture, Axes, BlockKind
@@ -20,6 +21,7 @@ from umamba_cli.pipeline.networks.blocks import (
     ConvolutionBlock,
     NearestUpsampling,
     ResidualBlock,
+    apply_to,
     convolution,
 )
 from umamba_cli.pipeline.networks.mamba import MambaLayer
@@ -41,18 +43,20 @@ class Encoder(nn.Module):
         elif a.stem == "blocks":
             self.stem = _stage(a, a.block, a.blocks_per_stage[0], a.input_channels, features[0], a.kernel_sizes[0])
         inputs = (a.input_channels if a.stem == "none" else features[0], *features)
+        unbounded = (False, *unbounded_maps(a)[0])
         self.stages = nn.ModuleList(
-            _stage(a, a.block, a.blocks_per_stage[i], inputs[i], width, a.kernel_sizes[i], a.strides[i])
-            for i, width in enumerate(features)
+            _stage(a, a.block, blocks, inputs[i], features[i], a.kernel_sizes[i], a.strides[i], unbounded=unbounded[i])
+            for i, blocks in enumerate(a.blocks_per_stage)
         )
         self.mamba_layers = nn.ModuleList(_mamba_layer(a, i) for i in range(len(features)))
 
-    def forward(self, x: Tensor) -> list[Tensor]:
+    def forward(self, x: Tensor, *, checkpointing: bool = False) -> list[Tensor]:
         """(B, channels, ...) to the feature maps of all stages, full resolution first."""
-        x = self.stem(x)
+        x = _run(self.stem, x, checkpointing=checkpointing)
         maps = []
         for stage, mamba in zip(self.stages, self.mamba_layers, strict=True):
-            x = mamba(stage(x))
+            x = _run(stage, x, checkpointing=checkpointing)
+            x = _run(mamba, x, checkpointing=checkpointing)  # apart: it keeps as much as the stage
             maps.append(x)
         return maps
 
@@ -62,6 +66,9 @@ class DecoderStage(nn.Module):
 
     def __init__(self, a: Architecture, index: int) -> None:
         super().__init__()
+        of_encoder, of_decoder = unbounded_maps(a)
+        self._unbounded_below = (*of_decoder, of_encoder[-1])[index + 1]
+        self.unbounded = of_decoder[index]
         below, width = a.features_per_stage[index + 1], a.features_per_stage[index]
         stride = a.strides[index + 1]
         self.upsample = (
@@ -71,12 +78,14 @@ class DecoderStage(nn.Module):
         )
         self.skips = index > 0 or a.full_resolution_skip
         inputs = 2 * width if self.skips else width
+        unbounded = self._unbounded_below or (self.skips and of_encoder[index])
         block, blocks = a.block_decoder or a.block, a.blocks_per_stage_decoder[index]
-        self.blocks = _stage(a, block, blocks, inputs, width, a.kernel_sizes[index])
+        self.blocks = _stage(a, block, blocks, inputs, width, a.kernel_sizes[index], unbounded=unbounded)
 
     def forward(self, below: Tensor, skip: Tensor) -> Tensor:
         """The map from below and the encoder's at this resolution to the decoder's at this resolution."""
-        x = self.upsample(below)
+        x = apply_to(below, self.upsample, unbounded=self._unbounded_below)
+        # Of two types autocast takes the wider one, and what is not bounded is in float32.
         y: Tensor = self.blocks(torch.cat((x, skip), dim=1) if self.skips else x)
         return y
 
@@ -91,6 +100,11 @@ class UNet(nn.Module):
     In training mode it returns the logits of every decoder resolution, full resolution first; in evaluation mode those
     of the full resolution alone.
     """
+
+    checkpointing: bool = False
+    """In training, keep the maps between stages and Mamba layers alone, and compute those inside them anew for the
+    gradients: the same results, less memory, more time.
+    Source: Chen et al., "Training Deep Nets with Sublinear Memory Cost", arXiv 1604.06174."""
 
     def __init__(self, architecture: Architecture, class_frequencies: Sequence[float] = ()) -> None:
         super().__init__()
@@ -110,6 +124,7 @@ class UNet(nn.Module):
 
     @torch.no_grad()
     def _begin_with(self, class_frequencies: Sequence[float]) -> None:
+        # A softmax of the logarithms of shares gives the shares; so does a sigmoid of a region's logarithm of the odds.
         prior = torch.tensor(class_frequencies).clamp_min(RAREST).log()
         for head in self.heads:
             assert isinstance(head, nn.Conv2d | nn.Conv3d)
@@ -124,12 +139,15 @@ class UNet(nn.Module):
             InputError: the size of `x` is not a multiple of the network's strides.
         """
         require_fitting_size(x.shape[2:], self.architecture)
-        *skips, x = self.encoder(x)
+        checkpointing = self.checkpointing and self.training and torch.is_grad_enabled()
+        *skips, x = self.encoder(x, checkpointing=checkpointing)
         logits: list[Tensor] = []
         for index in reversed(range(len(self.decoder))):
-            x = self.decoder[index](x, skips[index])
+            stage, head = self.decoder[index], self.heads[index]
+            assert isinstance(stage, DecoderStage)
+            x = _run(stage, x, skips[index], checkpointing=checkpointing)
             if self.training or index == 0:
-                logits.append(self.heads[index](x))
+                logits.append(apply_to(x, head, unbounded=stage.unbounded))
         return logits[::-1] if self.training else logits[-1]
 
 
@@ -161,14 +179,53 @@ def _stage(
     outputs: int,
     kernel_size: Axes,
     stride: Axes | None = None,
+    *,
+    unbounded: bool = False,
 ) -> nn.Sequential:
     # nnU-Net's plain stages count convolutions, residual stages count blocks of two.
     more = range(blocks - 1)
     if block == "plain":
-        first = ConvolutionBlock(inputs, outputs, kernel_size, stride)
+        first = ConvolutionBlock(inputs, outputs, kernel_size, stride, unbounded=unbounded)
         return nn.Sequential(first, *(ConvolutionBlock(outputs, outputs, kernel_size) for _ in more))
-    entry = ResidualBlock(inputs, outputs, kernel_size, stride, shortcut=a.shortcut, starts_stage=True)
-    return nn.Sequential(entry, *(ResidualBlock(outputs, outputs, kernel_size) for _ in more))
+    entry = ResidualBlock(
+        inputs, outputs, kernel_size, stride, shortcut=a.shortcut, starts_stage=True, unbounded=unbounded
+    )
+    unbounded = unbounded and _passes_on(a, block, inputs, outputs)
+    return nn.Sequential(entry, *(ResidualBlock(outputs, outputs, kernel_size, unbounded=unbounded) for _ in more))
+
+
+def unbounded_maps(a: Architecture) -> tuple[tuple[bool, ...], tuple[bool, ...]]:
+    """Whether the map that a stage gives out can grow without bound: of the encoder's and the decoder's stages.
+
+    A Mamba layer's can, and so can all that is made of it up to the next norm, along the shortcuts: see `blocks`.
+    """
+    of_encoder: list[bool] = []
+    of_decoder: list[bool] = []
+    features, unbounded = a.features_per_stage, False
+    for i, width in enumerate(features):
+        unbounded = i in a.mamba_stages or (unbounded and _passes_on(a, a.block, features[i - 1], width))
+        of_encoder.append(unbounded)
+    for i in reversed(range(len(features) - 1)):
+        skips = i > 0 or a.full_resolution_skip
+        unbounded = unbounded or (skips and of_encoder[i])
+        width = features[i]
+        unbounded = unbounded and _passes_on(a, a.block_decoder or a.block, (1 + skips) * width, width)
+        of_decoder.insert(0, unbounded)
+    return tuple(of_encoder), tuple(of_decoder)
+
+
+def _passes_on(a: Architecture, block: BlockKind, inputs: int, outputs: int) -> bool:
+    """Whether a stage's input reaches its output along shortcuts without a norm."""
+    return block == "residual" and not (a.shortcut == "pooling" and inputs != outputs)
+
+
+def _run(part: nn.Module, *maps: Tensor, checkpointing: bool) -> Tensor:
+    """Apply a part of the network; with checkpointing keep its inputs alone for the backward pass."""
+    if not checkpointing or isinstance(part, nn.Identity):
+        y: Tensor = part(*maps)
+        return y
+    again: Tensor = checkpoint(part, *maps, use_reentrant=False, preserve_rng_state=False)  # nothing is random
+    return again
 
 
 def _mamba_layer(a: Architecture, stage: int) -> nn.Module:

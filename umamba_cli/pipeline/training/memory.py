@@ -13,7 +13,6 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -26,6 +25,7 @@ from umamba_cli.pipeline.devices import Compute, channels_last
 from umamba_cli.pipeline.errors import UmambaError, WorkError
 from umamba_cli.pipeline.networks.registry import NetworkPlan
 from umamba_cli.pipeline.training.loader import Batch
+from umamba_cli.pipeline.training.losses import Loss
 from umamba_cli.pipeline.training.schedule import new_optimizer
 from umamba_cli.pipeline.training.settings import TrainingSettings
 from umamba_cli.pipeline.training.step import TrainingStep
@@ -65,16 +65,17 @@ class TrainingMemory:
 
 
 def training_memory(
-    network: nn.Module, plan: NetworkPlan, settings: TrainingSettings, compute: Compute, *, batch_dice: bool = False
+    network: nn.Module, plan: NetworkPlan, settings: TrainingSettings, compute: Compute, *, loss: Loss
 ) -> TrainingMemory:
     """Count the memory of a training step.
 
     Args:
         network: what is to be trained; on any device, the meta device included. It is left as it is, in training mode.
+            With `UNet.checkpointing` the step is counted with it.
         plan: gives the patch, the channels and the classes.
         settings: give the batch size and the optimizer.
         compute: the device, whose rules apply (a CPU saves other tensors than a GPU), and the precision.
-        batch_dice: see `losses.soft_dice`.
+        loss: of the training.
 
     Raises:
         InputError: the patch does not suit the network.
@@ -84,7 +85,11 @@ def training_memory(
     try:
         # The live tensors' mode is entered last, so that it sees each operation once, with its fake result.
         with FakeTensorMode(allow_non_fake_inputs=True), _LiveStorages() as live:
-            return _count(network, plan, settings, compute, live, batch_dice=batch_dice)
+            state = _fake_state(network, compute.device, len(plan.patch_size))
+            counting = _Counting(network, plan, settings, compute, loss)
+            of_step = {f"network.{name}": tensor for name, tensor in state.items()}
+            memory: TrainingMemory = torch.func.functional_call(counting, of_step, (state, live))
+            return memory
     except UmambaError:
         raise
     except Exception as error:  # networks of others may raise anything here
@@ -95,64 +100,51 @@ def training_memory(
         ) from error
 
 
-def _count(
-    network: nn.Module,
-    plan: NetworkPlan,
-    settings: TrainingSettings,
-    compute: Compute,
-    live: _LiveStorages,
-    *,
-    batch_dice: bool,
-) -> TrainingMemory:
-    state = _fake_state(network, compute.device, len(plan.patch_size))
-    trained = [tensor for tensor in state.values() if tensor.requires_grad]
-    optimizer = new_optimizer(trained, settings)
-    _first_step(optimizer, trained)
-    images, labels = _fake_batch(plan, settings.batch_size, compute.device)
-    fixed = _Storages([*state.values(), images, labels])
-    saved = _Storages()
+class _Counting(nn.Module):
+    """One step, as a module around the network: `functional_call` gives it parameters and buffers without data.
 
-    def keep(tensor: Tensor) -> Tensor:
-        saved.add(tensor)
-        return tensor
+    They must stay in place until the end of the step, because checkpointing runs the network in backward once more.
+    """
 
-    step = TrainingStep(
-        network=_WithState(network, state),
-        optimizer=optimizer,
-        scaler=torch.amp.GradScaler(compute.device.type, enabled=False),
-        compute=compute,
-        gradient_clip=settings.gradient_clip,
-        batch_dice=batch_dice,
-    )
-    live.restart_peak()
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss = step.loss(Batch(images, labels))[0]
-    # From here on not `step` itself, which looks at the gradient's value.
-    saved_bytes = saved.bytes_besides(fixed)
-    loss.backward()  # type: ignore[no-untyped-call]
-    gradients = _Storages(tensor.grad for tensor in trained if tensor.grad is not None)
-    nn.utils.clip_grad_norm_(trained, settings.gradient_clip)
-    optimizer.step()
-    return TrainingMemory(
-        parameter_bytes=_Storages(state.values()).bytes,
-        gradient_bytes=gradients.bytes,
-        optimizer_bytes=_Storages(_tensors(optimizer.state_dict()["state"])).bytes,
-        batch_bytes=_Storages([images, labels]).bytes,
-        saved_bytes=saved_bytes,
-        peak_bytes=live.peak_bytes,
-    )
-
-
-class _WithState(nn.Module):
-    """A network with other parameters and buffers in place of its own, which are left as they are."""
-
-    def __init__(self, network: nn.Module, state: dict[str, Tensor]) -> None:
+    def __init__(
+        self, network: nn.Module, plan: NetworkPlan, settings: TrainingSettings, compute: Compute, loss: Loss
+    ) -> None:
         super().__init__()
-        self._call = partial(torch.func.functional_call, network, state)
+        self.network, self._plan, self._settings, self._compute, self._loss = network, plan, settings, compute, loss
 
-    def forward(self, images: Tensor) -> list[Tensor]:
-        logits: list[Tensor] = self._call((images,))
-        return logits
+    def forward(self, state: dict[str, Tensor], live: _LiveStorages) -> TrainingMemory:
+        """Count a step; `state` is what the network's parameters and buffers are at present."""
+        trained = [tensor for tensor in state.values() if tensor.requires_grad]
+        optimizer = new_optimizer(trained, self._settings)
+        _first_step(optimizer, trained)
+        batch = _fake_batch(self._plan, self._settings.batch_size, self._compute.device)
+        fixed = _Storages([*state.values(), batch.images, batch.labels])
+        saved = _Storages()
+
+        def keep(tensor: Tensor) -> Tensor:
+            saved.add(tensor)
+            return tensor
+
+        clip = self._settings.gradient_clip
+        scaler = torch.amp.GradScaler(self._compute.device.type, enabled=False)
+        step = TrainingStep(self.network, optimizer, scaler, self._compute, clip, self._loss)
+        live.restart_peak()
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = step.forward(batch)[0]
+        # From here on not `step` itself, which looks at the gradient's value.
+        saved_bytes = saved.bytes_besides(fixed)
+        loss.backward()  # type: ignore[no-untyped-call]
+        gradients = _Storages(tensor.grad for tensor in trained if tensor.grad is not None)
+        nn.utils.clip_grad_norm_(trained, clip)
+        optimizer.step()
+        return TrainingMemory(
+            parameter_bytes=_Storages(state.values()).bytes,
+            gradient_bytes=gradients.bytes,
+            optimizer_bytes=_Storages(_tensors(optimizer.state_dict()["state"])).bytes,
+            batch_bytes=_Storages([batch.images, batch.labels]).bytes,
+            saved_bytes=saved_bytes,
+            peak_bytes=live.peak_bytes,
+        )
 
 
 def _fake_state(network: nn.Module, device: torch.device, dimensions: int) -> dict[str, Tensor]:
@@ -169,11 +161,11 @@ def _fake(tensor: Tensor, device: torch.device, dimensions: int) -> Tensor:
     return torch.empty(tensor.shape, dtype=tensor.dtype, device=device, memory_format=layout)
 
 
-def _fake_batch(plan: NetworkPlan, batch_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def _fake_batch(plan: NetworkPlan, batch_size: int, device: torch.device) -> Batch:
     """Images float32 (B, channels, [z,] y, x) and labels int64 (B, [z,] y, x), as the loop puts them on the device."""
     layout = channels_last(len(plan.patch_size))
     images = torch.empty((batch_size, plan.input_channels, *plan.patch_size), device=device, memory_format=layout)
-    return images, torch.empty((batch_size, *plan.patch_size), dtype=torch.int64, device=device)
+    return Batch(images, torch.empty((batch_size, *plan.patch_size), dtype=torch.int64, device=device))
 
 
 def _first_step(optimizer: torch.optim.Optimizer, trained: list[Tensor]) -> None:

@@ -22,6 +22,9 @@ _PANEL_INCHES = 4.2
 _DOTS_PER_INCH = 120
 _WINDOW_PERCENTILES = (0.5, 99.5)
 _LEGEND_ROW = 5
+_LONGEST_LEGEND = 15
+_GREY = "#808080"
+_STRIPES = 30  # along a slice's longer side, as many gaps between them
 
 
 def label_colour(index: int) -> str:
@@ -42,6 +45,7 @@ def draw_side_by_side(
     spacing_mm: Spacing,
     label_names: Mapping[int, str],
     title: str = "",
+    left_out: NDArray[np.bool_] | None = None,
 ) -> None:
     """Write a PNG of one slice: the image, the image with the reference, the image with the prediction.
 
@@ -55,6 +59,7 @@ def draw_side_by_side(
         spacing_mm: along z, y, x; gives the pixels their shape.
         label_names: label value to name, without the background; values without a name are called by their number.
         title: stands above.
+        left_out: voxels (z, y, x) that count nowhere, striped in the reference; None means none.
 
     Raises:
         ValueError: the three shapes differ.
@@ -67,9 +72,13 @@ def draw_side_by_side(
 
     z = richest_slice(reference, prediction)
     names = _all_names(label_names, reference[z], prediction[z])
+    legend = _legend(names, reference[z], prediction[z])
+    grey = left_out[z] if left_out is not None and left_out[z].any() else None
+    if grey is not None:
+        legend["counts nowhere"] = _GREY
     aspect = spacing_mm[-2] / spacing_mm[-1]
     height = _PANEL_INCHES * float(np.clip(aspect * image.shape[1] / image.shape[2], 0.4, 2.0))
-    legend_rows = math.ceil(len(names) / _LEGEND_ROW)
+    legend_rows = math.ceil(len(legend) / _LEGEND_ROW)
     figure = Figure(figsize=(3 * _PANEL_INCHES, height + 0.75 + 0.25 * legend_rows), layout="constrained")
     FigureCanvasAgg(figure)
     panels = (("image", None), ("reference", reference[z]), ("prediction", prediction[z]))
@@ -77,10 +86,12 @@ def draw_side_by_side(
         _draw_image(axes, image[z], aspect)
         if labels is not None:
             _draw_labels(axes, labels, names, aspect)
+        if name == "reference" and grey is not None:
+            axes.imshow(_stripes(grey), aspect=aspect, interpolation="nearest")
         axes.set_title(name)
     place = f"slice {z + 1} of {len(image)}" if len(image) > 1 else ""
     figure.suptitle(", ".join(part for part in (title, place) if part))
-    _draw_legend(figure, names)
+    _draw_legend(figure, legend)
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=_DOTS_PER_INCH)
 
@@ -132,9 +143,31 @@ def _draw_labels(axes: Any, labels: NDArray[Any], names: Mapping[int, str], aspe
             axes.contour(mask.astype(float), levels=[0.5], colors=[label_colour(index)], linewidths=1.6)
 
 
-def _draw_legend(figure: Any, names: Mapping[int, str]) -> None:
+def _stripes(mask: NDArray[np.bool_]) -> NDArray[Any]:
+    """A picture (y, x, RGBA) of slanting grey stripes where the mask is, see-through elsewhere.
+
+    Stripes, because an image may be of any grey itself.
+    """
+    from matplotlib.colors import to_rgb
+
+    width = max(2, max(mask.shape) // (2 * _STRIPES))
+    rows, columns = np.indices(mask.shape)
+    striped = np.zeros((*mask.shape, 4))
+    striped[mask & ((rows + columns) // width % 2 == 0)] = (*to_rgb(_GREY), 1.0)
+    return striped
+
+
+def _legend(names: Mapping[int, str], *slices: NDArray[Any]) -> dict[str, str]:
+    """Name to colour of all labels; where there are many, of those that are seen."""
+    seen = {int(value) for labels in slices for value in np.unique(labels)}
+    is_long = len(names) > _LONGEST_LEGEND
+    colours = {value: label_colour(index) for index, value in enumerate(names)}
+    return {name: colours[value] for value, name in names.items() if value in seen or not is_long}
+
+
+def _draw_legend(figure: Any, colours: Mapping[str, str]) -> None:
     from matplotlib.patches import Patch
 
-    patches = [Patch(color=label_colour(index), label=name) for index, name in enumerate(names.values())]
+    patches = [Patch(color=colour, label=name) for name, colour in colours.items()]
     if patches:
         figure.legend(handles=patches, loc="outside lower center", ncols=min(len(patches), _LEGEND_ROW), frameon=False)

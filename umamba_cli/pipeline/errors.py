@@ -46,3 +46,9 @@ class InputError(UmambaError):
 
 class WorkError(UmambaError):
     """The input was accepted but the work failed. Exit code 1."""
+
+
+class Stopped(UmambaError):
+    """A signal ended the work, which was kept; the same command goes on. Exit code 130."""
+
+    exit_code = 130

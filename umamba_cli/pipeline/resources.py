@@ -11,10 +11,12 @@ import sys
 import threading
 from multiprocessing.context import BaseContext
 from pathlib import Path
+from types import FrameType
 
 from umamba_cli.pipeline.errors import InputError
 
 _MIB, _GIB = 1024**2, 1024**3
+_GRACE_S = 10.0
 
 
 def usable_cores() -> int:
@@ -40,6 +42,30 @@ def free_memory_bytes() -> int:
     return max(free, 0)
 
 
+def process_memory_bytes() -> int:
+    """Memory of this process that lies in RAM."""
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)
+
+
+def out_of_memory_kills() -> int | None:
+    """How many processes the system has killed because memory ran out; None where it does not tell.
+
+    Those of this process's cgroup where it has one of its own, otherwise those of the machine.
+    """
+    for path in ("/sys/fs/cgroup/memory.events", "/proc/vmstat"):
+        try:
+            lines = Path(path).read_text().splitlines()
+        except OSError:
+            continue
+        for line in lines:
+            name, _, count = line.partition(" ")
+            if name == "oom_kill":
+                return int(count)
+    return None
+
+
 def default_workers(bytes_each: float = _GIB) -> int:
     """Worker processes that fit the cores and, at `bytes_each`, the free memory; at least one."""
     return max(1, min(usable_cores(), int(free_memory_bytes() / max(bytes_each, 1))))
@@ -63,17 +89,28 @@ def require_disk(folder: Path, needed_bytes: float) -> None:
 
 
 def begin_worker() -> None:
-    """In a worker process: compute on one thread, leave Ctrl-C to the parent, and end when the parent has died.
+    """In a worker process: compute on one thread, leave signals to the parent, and end when the parent has died.
 
     A worker is the child of a server process, which would let it live on for ever after a kill of the real parent.
+    Schedulers send their signals to all processes of a job: the parent needs its workers a little longer, to finish
+    what it is doing.
     """
     import threadpoolctl
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for name in ("SIGINT", "SIGUSR1", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _end_soon)
     threadpoolctl.threadpool_limits(1)
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+
+
+def _end_soon(_number: int, _frame: FrameType | None) -> None:
+    timer = threading.Timer(_GRACE_S, os._exit, args=(1,))
+    timer.daemon = True
+    timer.start()
 
 
 def _end_with(sentinel: int) -> None:

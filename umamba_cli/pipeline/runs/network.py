@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import nn
@@ -11,7 +12,7 @@ from umamba_cli.pipeline.data.dataset import DatasetDescription
 from umamba_cli.pipeline.networks.mamba import MambaBlock
 from umamba_cli.pipeline.networks.registry import NetworkPlan, build_network
 from umamba_cli.pipeline.networks.scan import compile_kernels, needs_compiling
-from umamba_cli.pipeline.networks.unet import UNet
+from umamba_cli.pipeline.networks.unet import RAREST, UNet
 from umamba_cli.pipeline.planning.plans import Configuration
 from umamba_cli.pipeline.progress import OnProgress, Progress, ignore_progress
 from umamba_cli.pipeline.runs.record import RunRecord
@@ -29,8 +30,8 @@ def network_plan(
     network = configuration.network
     convolutions = network.n_conv_per_stage or network.n_blocks_per_stage or ()
     return NetworkPlan(
-        input_channels=dataset.num_channels,
-        outputs=dataset.num_classes,
+        input_channels=dataset.num_channels + len(previous_labels(configuration, dataset)),
+        outputs=dataset.num_outputs,
         patch_size=configuration.patch_size,
         features_per_stage=network.features_per_stage,
         strides=network.strides,
@@ -39,8 +40,28 @@ def network_plan(
         convolutions_per_stage_decoder=network.n_conv_per_stage_decoder[::-1],
         blocks_per_stage=network.n_blocks_per_stage or convolutions,
         blocks_per_stage_decoder=(network.n_blocks_per_stage_decoder or network.n_conv_per_stage_decoder)[::-1],
-        class_frequencies=class_frequencies,
+        class_frequencies=output_frequencies(dataset, class_frequencies),
     )
+
+
+def previous_labels(configuration: Configuration, dataset: DatasetDescription) -> tuple[int, ...]:
+    """The labels whose maps, as a previous stage predicted them, follow the image's channels in a network's input.
+
+    All of the foreground for a configuration with a previous stage (a cascade), also where there are regions; none
+    otherwise. Source: nnU-Net's `determine_num_input_channels`.
+    """
+    return tuple(dataset.foreground) if configuration.previous_stage is not None else ()
+
+
+def output_frequencies(dataset: DatasetDescription, class_frequencies: Sequence[float]) -> tuple[float, ...]:
+    """What `NetworkPlan.class_frequencies` shall be, from the share of each label among the voxels.
+
+    The same for labels that exclude one another; for regions the odds of each: voxels in it to those that are not.
+    """
+    if not dataset.has_regions or not class_frequencies:
+        return tuple(class_frequencies)
+    shares = (math.fsum(class_frequencies[value] for value in set(values)) for values in dataset.regions.values())
+    return tuple(share / max(1 - share, RAREST) for share in shares)
 
 
 def new_network(
@@ -49,7 +70,7 @@ def new_network(
     dataset: DatasetDescription,
     class_frequencies: tuple[float, ...] = (),
 ) -> nn.Module:
-    """A freshly initialised network; `class_frequencies` are what its heads begin with, see `NetworkPlan`.
+    """A freshly initialised network; `class_frequencies`, the share of each label, are what its heads begin with.
 
     Raises:
         InputError: there is no such model, or it does not suit the plan.

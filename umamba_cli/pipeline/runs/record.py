@@ -57,8 +57,16 @@ class RunRecord(pydantic.BaseModel):
 
     train_cases: tuple[str, ...]
     val_cases: tuple[str, ...]
+
+    previous_runs: tuple[str, ...] = ()
+    """For a cascade: the runs of its previous stage, as paths from the folder of all runs (`MODEL__3d_lowres/fold_0`).
+    """
+
     mirror_axes: tuple[int, ...]
     """Spatial axes along which the network was trained on mirrored patches, and may be asked for mirrored ones."""
+
+    initialised: dict[str, Any] | None = None
+    """What the weights began with, where that was another model: source, tensors taken, tensors left."""
 
     device: dict[str, str] = {}
     """Device, precision and scan backend of the training's first start, with the reasons."""

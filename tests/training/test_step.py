@@ -11,7 +11,7 @@ from torch import nn
 
 from umamba_cli.pipeline.devices import choose_compute
 from umamba_cli.pipeline.training.loader import Batch
-from umamba_cli.pipeline.training.losses import dice_and_cross_entropy
+from umamba_cli.pipeline.training.losses import SegmentationLoss
 from umamba_cli.pipeline.training.step import TrainingStep
 
 
@@ -25,7 +25,8 @@ class OneHead(nn.Conv2d):
 def step_of(network: nn.Module, *, gradient_clip: float = 1e9) -> TrainingStep:
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
-    return TrainingStep(network, optimizer, scaler, choose_compute("cpu", "fp32"), gradient_clip, batch_dice=False)
+    loss = SegmentationLoss(batch_dice=False)
+    return TrainingStep(network, optimizer, scaler, choose_compute("cpu", "fp32"), gradient_clip, loss)
 
 
 def batch() -> Batch:
@@ -37,7 +38,7 @@ def test_a_step_goes_down_the_gradient() -> None:
     torch.manual_seed(0)
     network, data = OneHead(1, 3, 3, padding=1), batch()
     before = network.weight.detach().clone()
-    expected = dice_and_cross_entropy(network(data.images)[0], data.labels, batch_dice=False)
+    expected = SegmentationLoss(batch_dice=False)(network(data.images), data.labels)
     (gradient,) = torch.autograd.grad(expected, network.weight)
     loss, made = step_of(network)(data)
     assert made

@@ -13,7 +13,9 @@ DECAY_EXPONENT = 0.9
 
 
 def new_optimizer(parameters: Iterable[Tensor], settings: TrainingSettings) -> torch.optim.Optimizer:
-    """Stochastic gradient descent with Nesterov momentum, as nnU-Net has it."""
+    """Stochastic gradient descent with Nesterov momentum, as nnU-Net has it, or AdamW."""
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
     return torch.optim.SGD(
         parameters,
         lr=settings.learning_rate,
@@ -21,6 +23,13 @@ def new_optimizer(parameters: Iterable[Tensor], settings: TrainingSettings) -> t
         weight_decay=settings.weight_decay,
         nesterov=True,
     )
+
+
+def learning_rate(settings: TrainingSettings, epoch: int) -> float:
+    """The rate of an epoch, counted from 0: a linear rise over the warm-up, then polynomial decay over the rest."""
+    if epoch < settings.warmup:
+        return settings.learning_rate * (epoch + 1) / (settings.warmup + 1)
+    return polynomial_decay(settings.learning_rate, epoch - settings.warmup, settings.epochs - settings.warmup)
 
 
 def polynomial_decay(initial: float, epoch: int, epochs: int) -> float:

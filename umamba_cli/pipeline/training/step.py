@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from umamba_cli.pipeline.devices import Compute
 from umamba_cli.pipeline.training.loader import Batch
-from umamba_cli.pipeline.training.losses import deep_supervision_loss
+from umamba_cli.pipeline.training.losses import Loss
 
 
 @dataclass(frozen=True)
@@ -17,6 +17,8 @@ class TrainingStep:
     """Forward pass, loss, backward pass, gradient clipping, optimizer step."""
 
     network: nn.Module
+    """Answers with logits at every resolution; wrapped in DistributedDataParallel where there are several processes."""
+
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     """Scales the loss in float16; switched off in any other precision."""
@@ -25,29 +27,34 @@ class TrainingStep:
     gradient_clip: float
     """The largest norm that the gradient may have."""
 
-    batch_dice: bool
-    """See `soft_dice`."""
+    loss: Loss
 
     def __call__(self, batch: Batch) -> tuple[Tensor, bool]:
         """Learn from a batch that is on the network's device.
 
         Returns:
-            The loss before the step, without a graph, and whether the step was made: a gradient that is not finite
-            leaves the network as it was.
+            The loss before the step, without a graph, and whether the step was made: a loss or a gradient that is not
+            finite leaves the network as it was. With several processes all of them see the same.
         """
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self.loss(batch)[0]
+        loss = self.forward(batch)[0]
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.gradient_clip)
-        finite = bool(torch.isfinite(norm))
+        finite = bool(torch.isfinite(norm) & torch.isfinite(loss.detach()))
         if finite:
             self.scaler.step(self.optimizer)
         self.scaler.update()
         return loss.detach(), finite
 
-    def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The loss of a batch, and the logits (B, classes, ...) at full resolution."""
+    def finds_scale(self, loss: Tensor) -> bool:
+        """Whether a step that was not made is how float16 finds the scale of its loss: the loss itself is sound, and
+        the scale, which begins at 65536 and is halved each time, is not below 1 yet.
+        """
+        return self.scaler.is_enabled() and self.scaler.get_scale() >= 1 and bool(torch.isfinite(loss))
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The loss of a batch, and the logits (B, outputs, ...) at full resolution."""
         with self.compute.autocast():
             outputs = self.network(batch.images)
-        return deep_supervision_loss(outputs, batch.labels, batch_dice=self.batch_dice), outputs[0]
+        return self.loss(outputs, batch.labels), outputs[0]

@@ -127,8 +127,8 @@ def _predict_case(predictor: Predictor, case: Case, target: Path, save_probabili
         raise InputError("; ".join(problems), next_step="correct the image")
     preprocessed = predictor.preprocess(image)
     logits = predictor.logits(preprocessed.image)
-    geometry, configuration = preprocessed.geometry, predictor.record.network_configuration
+    how = preprocessed.geometry, predictor.record.network_configuration, predictor.record.dataset
     if save_probabilities:
         with replacing(_probabilities_file(target)) as temporary:
-            np.savez_compressed(temporary, probabilities=probabilities_on_image_grid(logits, geometry, configuration))
-    write_label_map(target, labels_on_image_grid(logits, geometry, configuration), geometry.grid)
+            np.savez_compressed(temporary, probabilities=probabilities_on_image_grid(logits, *how))
+    write_label_map(target, labels_on_image_grid(logits, *how), preprocessed.geometry.grid)

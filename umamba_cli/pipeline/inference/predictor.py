@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +16,18 @@ from umamba_cli.pipeline.data.images import Image
 from umamba_cli.pipeline.data.workspace import Run
 from umamba_cli.pipeline.devices import Compute, channels_last
 from umamba_cli.pipeline.errors import InputError, UmambaError
+from umamba_cli.pipeline.inference.previous_stage import (
+    find_previous_runs,
+    labels_for_next_stage,
+    require_same_images,
+    with_label_channels,
+)
 from umamba_cli.pipeline.inference.sliding_window import WindowOptions, image_logits
 from umamba_cli.pipeline.networks.scan import choose_backend
-from umamba_cli.pipeline.preprocessing.case import PreprocessedCase, preprocess
+from umamba_cli.pipeline.preprocessing.case import CaseGeometry, PreprocessedCase, preprocess
 from umamba_cli.pipeline.runs.bundle import Bundle, open_bundle, weights_name
 from umamba_cli.pipeline.runs.checkpoint import read_checkpoint
-from umamba_cli.pipeline.runs.network import recorded_network
+from umamba_cli.pipeline.runs.network import previous_labels, recorded_network
 from umamba_cli.pipeline.runs.record import RunRecord, read_record
 
 
@@ -34,8 +40,11 @@ class Predictor:
     compute: Compute
     options: WindowOptions
 
+    previous: Predictor | None = None
+    """Of a cascade's previous stage, whose label map the networks get besides the image."""
+
     def preprocess(self, image: Image) -> PreprocessedCase:
-        """An image as the networks see it.
+        """An image as the networks see it; in a cascade with what the previous stage, which is run here, finds in it.
 
         Raises:
             InputError: it has another number of channels than the training had.
@@ -47,18 +56,44 @@ class Predictor:
                 f"{', '.join(self.record.dataset.channel_names.values())}",
                 next_step="give one file a channel, CASE_0000, CASE_0001, ..., in the order of dataset.json",
             )
-        return preprocess(image, None, self.record.plans, self.record.network_configuration)
+        case = preprocess(image, None, self.record.plans, self.record.network_configuration)
+        if self.previous is None:
+            return case
+        before = self.previous.preprocess(image)
+        labels = self.previous.labels_for_next_stage(before.image, before.geometry, case.geometry)
+        return replace(case, image=with_label_channels(case.image, labels, self.previous_labels))
+
+    @property
+    def previous_labels(self) -> tuple[int, ...]:
+        """The labels of the previous stage whose channels follow the image's; none outside of a cascade."""
+        return previous_labels(self.record.network_configuration, self.record.dataset)
+
+    def labels_for_next_stage(
+        self, image: NDArray[np.float32], geometry: CaseGeometry, next_geometry: CaseGeometry
+    ) -> NDArray[np.uint16]:
+        """What is found in a preprocessed image, as a label map (z, y, x) on the next stage's preprocessed grid."""
+        configuration, dataset = self.record.network_configuration, self.record.dataset
+        return labels_for_next_stage(self.logits(image), geometry, configuration, dataset, next_geometry)
 
     def logits(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Preprocessed image (channels, z, y, x) to logits (classes, z, y, x)."""
+        """Preprocessed image (channels, z, y, x) to logits (outputs, z, y, x).
+
+        In a cascade the channels are the image's and those of the previous stage's labels; see `with_label_channels`.
+        """
         patch_size = self.record.network_configuration.patch_size
         return image_logits(self.networks, image, patch_size, self.compute, self.options)
 
 
 def load_predictor(
-    model: Path, folds: Sequence[int | str], compute: Compute, *, mirroring: bool = True, step: float = 0.5
+    model: Path,
+    folds: Sequence[int | str],
+    compute: Compute,
+    *,
+    mirroring: bool = True,
+    step: float = 0.5,
+    previous_stage: bool = True,
 ) -> Predictor:
-    """Load the networks of a run or a bundle.
+    """Load the networks of a run or a bundle, and those of its previous stage where it is a cascade's.
 
     Args:
         model: a run's folder (`fold_0`), the folder above its folds, or a bundle's file.
@@ -67,18 +102,42 @@ def load_predictor(
         compute: device and precision.
         mirroring: average over mirrored images.
         step: distance between tiles, as a share of a tile.
+        previous_stage: load a cascade's previous stage too; not needed where its label maps are there already.
 
     Raises:
         InputError: there is no finished training, or folds of different trainings are mixed, or the bundle is not what
-            its manifest says.
+            its manifest says, or a cascade's previous stage is gone.
     """
     choose_backend(compute.device.type)  # a wrong UMAMBA_SCAN is refused here, not once a case
-    _refuse_foreign(model)
-    if model.is_file():
-        bundle = open_bundle(model)
-        trained = [_from_bundle(bundle, fold) for fold in _choose_folds(bundle, folds)]
-    else:
-        trained = [_from_run(run) for run in choose_runs(model, folds)]
+    refuse_foreign(model)
+    if not model.is_file():
+        runs = choose_runs(model, folds)
+        return load_runs(runs, compute, mirroring=mirroring, step=step, previous_stage=previous_stage)
+    bundle = open_bundle(model)
+    if stage := bundle.record.network_configuration.previous_stage:
+        raise InputError(
+            f"{model} is a model of {bundle.record.configuration}, which needs what {stage} finds, and a bundle holds "
+            "one stage of a cascade alone",
+            next_step="predict with the folder that it was trained in, WORKSPACE/runs/MODEL__CONFIGURATION",
+        )
+    return _predictor([_from_bundle(bundle, fold) for fold in choose_folds(bundle, folds)], compute, mirroring, step)
+
+
+def load_runs(
+    runs: Sequence[Run], compute: Compute, *, mirroring: bool = True, step: float = 0.5, previous_stage: bool = True
+) -> Predictor:
+    """Load the networks of finished runs; arguments and errors are those of `load_predictor`."""
+    trained = [_from_run(run) for run in runs]
+    record, previous = trained[0].record, None
+    if previous_stage and record.network_configuration.previous_stage is not None:
+        before = find_previous_runs(runs[0], [fold.record for fold in trained])
+        previous = load_runs(before, compute, mirroring=mirroring, step=step)
+        require_same_images(record, previous.record, str(before[0].folder))
+    return replace(_predictor(trained, compute, mirroring, step), previous=previous)
+
+
+def _predictor(trained: Sequence[_TrainedFold], compute: Compute, mirroring: bool, step: float) -> Predictor:
+    """The predictor of one stage."""
     first = trained[0]
     for other in trained[1:]:
         if other.made_of != first.made_of:
@@ -91,7 +150,7 @@ def load_predictor(
     return Predictor(first.record, networks, compute, WindowOptions(step=step, mirror_axes=axes))
 
 
-def _refuse_foreign(model: Path) -> None:
+def refuse_foreign(model: Path) -> None:
     """Say what to do with a model of nnU-Net's, which must be imported first."""
     checkpoints = "*.pth", "fold_*/*.pth"
     if model.suffix in (".pth", ".pt") or any(next(model.glob(pattern), None) for pattern in checkpoints):
@@ -128,7 +187,7 @@ def _from_bundle(bundle: Bundle, fold: int | str) -> _TrainedFold:
     return _TrainedFold(bundle.record, source, lambda: bundle.weights(fold))
 
 
-def _choose_folds(bundle: Bundle, folds: Sequence[int | str]) -> Sequence[int | str]:
+def choose_folds(bundle: Bundle, folds: Sequence[int | str]) -> Sequence[int | str]:
     """The folds of a bundle: those asked for, or the numbered ones, or `all` where it is the only one."""
     return folds or [fold for fold in bundle.folds if fold != "all"] or bundle.folds
 

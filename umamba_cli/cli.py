@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, NoReturn
 
 import typer
@@ -22,8 +25,9 @@ from umamba_cli.commands.models import models
 from umamba_cli.commands.plan import plan
 from umamba_cli.commands.predict import predict
 from umamba_cli.commands.preprocess import preprocess
+from umamba_cli.commands.status import status
 from umamba_cli.commands.train import train
-from umamba_cli.pipeline.errors import InputError, UmambaError, WorkError
+from umamba_cli.pipeline.errors import InputError, Stopped, UmambaError, WorkError
 
 FAILED, INTERRUPTED = 1, 130
 
@@ -33,7 +37,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (check, plan, preprocess, train, predict, evaluate, models, demo, doctor):
+for command in (check, plan, preprocess, train, status, predict, evaluate, models, demo, doctor):
     app.command(no_args_is_help=command not in (demo, doctor))(command)
 app.command("import", no_args_is_help=True)(import_)
 app.add_typer(convert, name="convert")
@@ -64,6 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """
     # Threads that wait without spinning: on a machine shared with other work, spinning costs several times as much.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its warnings are for those who write trainings
     arguments = sys.argv[1:] if arguments is None else arguments
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the caller, as in `umamba ... 2>&-`
@@ -72,6 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    _end_as_by_ctrl_c()
     try:
         code = app(list(arguments), standalone_mode=False)
         if code == INTERRUPTED:  # newer versions of Typer catch the interrupt themselves and say nothing
@@ -81,10 +87,25 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     sys.exit(code or 0)
 
 
+def _end_as_by_ctrl_c() -> None:
+    """Let the signals of `kill` and of schedulers end a command as Ctrl-C does: with a word, nothing half-written."""
+
+    def end(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is threading.main_thread():
+        for name in ("SIGTERM", "SIGUSR1"):
+            if hasattr(signal, name):
+                signal.signal(getattr(signal, name), end)
+
+
 def _exit_code(error: BaseException) -> int:
     """Show what ended the command, and return the exit code for it."""
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else FAILED
+    if isinstance(error, Stopped):
+        current_console().interrupted(f"{error.problem}; {error.next_step}")
+        return INTERRUPTED
     if isinstance(error, KeyboardInterrupt | typer.Abort):
         current_console().interrupted()
         return INTERRUPTED

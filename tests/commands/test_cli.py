@@ -18,6 +18,7 @@ COMMANDS = (
     "plan",
     "preprocess",
     "train",
+    "status",
     "predict",
     "evaluate",
     "import",

@@ -5,19 +5,24 @@ from __future__ import annotations
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
+    from rich.table import Table
 
     from umamba_cli.pipeline.errors import UmambaError
     from umamba_cli.pipeline.evaluation.evaluate import Evaluation
     from umamba_cli.pipeline.progress import OnProgress, Progress
+    from umamba_cli.pipeline.workflows.cross_validation import CrossValidation
+
+
+_LONGEST_WORD = 10  # in a table's cell: a longer one is broken where the terminal is narrow
 
 
 @dataclass
@@ -62,18 +67,7 @@ class Console:
             self._note("\t".join(row))
         if self.json_output or self.quiet:
             return
-        from rich import box
-        from rich.table import Table
-        from rich.text import Text
-
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for index, column in enumerate(columns):
-            cells = [row[index] for row in rows]
-            numeric = bool(cells) and all(_is_number(cell) for cell in cells)
-            table.add_column(column, justify="right" if numeric else "left", overflow="fold")
-        for row in rows:
-            table.add_row(*(Text(cell) for cell in row))
-        self._out.print(table)
+        self._out.print(_rich_table(columns, rows))
 
     def warn(self, text: str) -> None:
         """Print a line to standard error, even with --quiet."""
@@ -85,18 +79,41 @@ class Console:
         """A function that takes progress reports, to hand to the library."""
         if self.quiet or not sys.stderr.isatty():
             yield self._show_step
-        else:
-            with _Bars() as bars:
+            return
+        from umamba_cli.commands._bars import Bars
 
-                def show(progress: Progress) -> None:
-                    bars.show(progress)
-                    self._note_step(progress)
+        with Bars() as bars:
 
-                yield show
+            def show(progress: Progress) -> None:
+                bars.show(progress)
+                self._note_step(progress)
+                if progress.warning:
+                    self.warn(progress.warning)  # appears above the bars
 
-    def interrupted(self) -> None:
+            yield show
+
+    def watch(self, columns: Sequence[str], look: Callable[[], Sequence[Sequence[str]]], *, every_s: float) -> None:
+        """Show a table anew every few seconds until Ctrl-C, which is how it is meant to end.
+
+        Raises:
+            InputError: nobody could see it.
+        """
+        if self.json_output or self.quiet or not sys.stdout.isatty():
+            from umamba_cli.pipeline.errors import InputError
+
+            raise InputError(
+                "--watch needs a terminal, and neither --json nor --quiet",
+                next_step="leave it out to see once how things are",
+            )
+        from rich.live import Live
+
+        with suppress(KeyboardInterrupt), Live(console=self._out, auto_refresh=False) as live:
+            while True:
+                live.update(_rich_table(columns, look()), refresh=True)
+                time.sleep(every_s)
+
+    def interrupted(self, text: str = "interrupted; run the same command again to go on") -> None:
         """Say that the user, or the system, stopped the command."""
-        text = "interrupted; run the same command again to go on"
         sys.stderr.write(text + "\n")
         self._note(text)
         self.result({"error": "interrupted"})
@@ -121,12 +138,14 @@ class Console:
         if line and not self.quiet:
             sys.stderr.write(line + "\n")
             sys.stderr.flush()
+        if progress.warning:
+            self.warn(progress.warning)
 
     def _note_step(self, progress: Progress) -> str:
         if not progress.step:
             return ""
-        figures = f", {figures_text(progress.figures)}" if progress.figures else ""
-        line = f"{progress.task} {progress.done}/{progress.total}: {progress.step}{figures}"
+        figures = "  ".join(f"{name} {value}" for name, value in progress.figures.items())
+        line = f"{progress.task} {progress.done}/{progress.total}: {progress.step}{', ' if figures else ''}{figures}"
         self._note(line)
         return line
 
@@ -148,6 +167,28 @@ class Console:
         return RichConsole(width=None if sys.stdout.isatty() else 160, highlight=False)
 
 
+def _rich_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """Numbers stand on the right and are never broken; other cells are between words, where the terminal is narrow."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for index, column in enumerate(columns):
+        cells = [row[index] for row in rows]
+        numeric = bool(cells) and all(_is_number(cell) for cell in cells)
+        unbroken = cells if numeric else [word[:_LONGEST_WORD] for cell in cells for word in cell.split()]
+        table.add_column(
+            column,
+            justify="right" if numeric else "left",
+            overflow="fold",
+            min_width=max(map(len, unbroken), default=1),
+        )
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    return table
+
+
 _current: Console | None = None
 
 
@@ -156,55 +197,30 @@ def current_console() -> Console:
     return _current or Console()
 
 
-class _Bars:
-    """One bar for each task, on standard error."""
-
-    def __init__(self) -> None:
-        from rich.console import Console as RichConsole
-        from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-        from rich.progress import Progress as RichProgress
-
-        self._rich = RichProgress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.fields[count]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[figures]}"),
-            console=RichConsole(stderr=True),
-        )
-        self._tasks: dict[str, Any] = {}
-
-    def __enter__(self) -> _Bars:
-        self._rich.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._rich.stop()
-
-    def show(self, progress: Progress) -> None:
-        """Move the bar of the report's task."""
-        count = f"{progress.done}/{progress.total}"
-        if progress.task not in self._tasks:
-            self._tasks[progress.task] = self._rich.add_task(
-                progress.task, total=progress.total, completed=progress.done, count=count, figures=""
-            )
-        update: dict[str, Any] = {"completed": progress.done + progress.within, "count": count}
-        if progress.figures:
-            update["figures"] = figures_text(progress.figures)
-        self._rich.update(self._tasks[progress.task], **update)
-
-
 def show_label_means(console: Console, evaluation: Evaluation) -> None:
     """Print a table with a row for each label: Dice and IoU, and over how many cases."""
     rows = [(mean.name, number(mean.dice), number(mean.iou), str(mean.cases)) for mean in evaluation.label_means]
     console.table(("label", "Dice", "IoU", "cases"), rows)
 
 
-def figures_text(figures: Mapping[str, str]) -> str:
-    """{"loss": "0.1", "Dice": "0.8"} as `loss 0.1  Dice 0.8`."""
-    return "  ".join(f"{name} {value}" for name, value in figures.items())
+def show_cross_validation(console: Console, result: CrossValidation) -> None:
+    """Print a table with a row for each label: its mean Dice in every fold, over the folds, and over all cases."""
+    columns = ("Dice", *(f"fold {fold}" for fold in result.folds), "mean of folds", "sd", "all cases", "IoU, all cases")
+    rows = []
+    for label, name in (*result.label_names.items(), (None, "mean of the labels")):
+        over_folds, over_cases = result.dice_over_folds(label), result.of_all_cases(label)
+        by_fold = [number(result.of_fold(fold, label).dice) for fold in result.folds]
+        ends = [number(value) for value in (over_folds.mean, over_folds.sd, over_cases.dice, over_cases.iou)]
+        rows.append((name, *by_fold, *ends))
+    cases = sum(len(fold.cases) for fold in result.folds.values())
+    console.say(f"cross-validation of {result.model}, {cases} cases held back:")
+    console.table(columns, rows)
+    if result.missing:
+        missing = ", ".join(map(str, result.missing))
+        console.say(f"folds that are not finished and not in the table: {missing}")
+    if result.repeated:
+        some = ", ".join(result.repeated[:5]) + (", ..." if len(result.repeated) > 5 else "")
+        console.say(f"held back by several folds, so that there is no result over all cases: {some}")
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -219,10 +235,32 @@ def mebibytes(size: int) -> str:
 
 
 def _is_number(text: str) -> bool:
-    return text == "-" or text.replace(".", "", 1).replace(",", "").lstrip("-").isdigit()
+    """Also `3/10`, `0.81 (3)`, `1:02:03`, and the hyphen of a number that is not there."""
+    return text == "-" or (any(map(str.isdigit, text)) and not text.strip("0123456789.,-/(): "))
 
 
 def elapsed(since: float) -> str:
     """Time since `time.monotonic()` gave `since`, as `1 min 20 s`."""
-    minutes, seconds = divmod(round(time.monotonic() - since), 60)
-    return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
+    return duration(time.monotonic() - since)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as `20 s`, `1 min 20 s`, `2 h 05 min` or `3 d 4 h`."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    days, hour = divmod(hours, 24)
+    if days:
+        return f"{days} d {hour} h"
+    if hours:
+        return f"{hours} h {minute:02} min"
+    return f"{minutes} min {second} s" if minutes else f"{second} s"
+
+
+def clock_time(seconds: float | None) -> str:
+    """Seconds as `1:02:03`, from a day on `2d 03:04`; hyphens where nobody knows."""
+    if seconds is None:
+        return "-:--:--"
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    days, hour = divmod(hours, 24)
+    return f"{days}d {hour:02}:{minute:02}" if days else f"{hour}:{minute:02}:{second:02}"

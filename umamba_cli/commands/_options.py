@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -37,6 +38,47 @@ JsonOption = Annotated[
 ]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no tables.")]
 VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Show the traceback of an error.")]
+
+
+def parse_folds(text: str) -> list[int | str]:
+    """`0` as [0], `0-4` as [0, 1, 2, 3, 4], `0,2` as [0, 2], `all` as ["all"].
+
+    Raises:
+        InputError: it is none of these.
+    """
+    folds: list[int | str] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not dash:
+            folds.append(parse_fold(first))
+            continue
+        begin, end = parse_fold(first), parse_fold(last)
+        if not isinstance(begin, int) or not isinstance(end, int) or end < begin:
+            raise InputError(f"there are no folds {text!r}", next_step="give them as 0-4, 0,2 or all")
+        folds += range(begin, end + 1)
+    return list(dict.fromkeys(folds))
+
+
+def given_again(context: typer.Context, *, without: Sequence[str]) -> list[str]:
+    """The command line of a command as it was given, to start another process with.
+
+    Args:
+        context: of the command.
+        without: names of parameters to leave out.
+    """
+    line = [str(context.info_name)]
+    for parameter in context.command.params:
+        value = context.params.get(parameter.name or "")
+        if parameter.name in without or value is None or value == parameter.get_default(context, call=True):
+            continue
+        if parameter.param_type_name == "argument":
+            line.append(str(value))
+        elif value is True:
+            line.append(parameter.opts[0])
+        else:
+            for item in value if isinstance(value, list | tuple) else [value]:
+                line += [parameter.opts[0], str(item)]
+    return line
 
 
 def parse_fold(text: str) -> int | str:

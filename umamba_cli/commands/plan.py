@@ -48,6 +48,14 @@ GroupByOption = Annotated[
 ]
 
 
+LikeOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--like",
+        metavar="MODEL",
+        help="Take over patch size, spacing and network of this run or bundle, to begin with its weights.",
+    ),
+]
 FromNnunetOption = Annotated[
     Path | None,
     typer.Option(
@@ -65,6 +73,7 @@ def plan(
     preset: PresetOption = None,
     spacing: SpacingOption = None,
     group_by: GroupByOption = None,
+    like: LikeOption = None,
     from_nnunet: FromNnunetOption = None,
     workers: WorkersOption = None,
     json_output: JsonOption = False,
@@ -74,7 +83,13 @@ def plan(
     """Check and measure a dataset, decide patch size, network and all else, and say why."""
     console = Console(json_output, quiet, verbose)
     if from_nnunet is not None:
-        decided = {"--memory": memory, "--preset": preset, "--spacing": spacing, "--group-by": group_by}
+        decided = {
+            "--memory": memory,
+            "--preset": preset,
+            "--spacing": spacing,
+            "--group-by": group_by,
+            "--like": like,
+        }
         _import(console, from_nnunet, dataset, workspace, workers, [k for k, v in decided.items() if v is not None])
         return
 
@@ -89,6 +104,10 @@ def plan(
 
     if dataset is None:
         raise InputError("DATASET is missing", next_step="give a dataset's folder, or --from-nnunet FOLDER")
+    if like is not None and (given := [n for n, v in (("--memory", memory), ("--spacing", spacing)) if v is not None]):
+        raise InputError(
+            f"{' and '.join(given)} cannot be given with --like, whose plans are made", next_step="leave it out"
+        )
     options = PlanOptions(memory_gb=memory, preset=_preset(preset or "default"), spacing_mm=_spacing(spacing))
     with console.progress() as on_progress:
         planned = plan_workspace(
@@ -96,6 +115,7 @@ def plan(
             workspace or default_workspace(dataset),
             options,
             group_by=group_by,
+            like=like,
             workers=workers,
             on_progress=on_progress,
         )

@@ -112,7 +112,7 @@ def _picture(folder: Path, raw: Path, predictions: Path, evaluation: Evaluation)
         reference.labels.astype(np.int64),
         prediction.labels.astype(np.int64),
         spacing_mm=image.grid.spacing_mm,
-        label_names=evaluation.label_names,
+        label_names=open_dataset(raw).description.foreground,
         title=f"{case}: image, reference and prediction",
     )
     return path

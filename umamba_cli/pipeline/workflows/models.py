@@ -19,6 +19,7 @@ from umamba_cli.pipeline.networks.unet import count_parameters
 from umamba_cli.pipeline.planning.plans import read_plans
 from umamba_cli.pipeline.progress import OnProgress, Progress, ignore_progress
 from umamba_cli.pipeline.runs.network import network_plan
+from umamba_cli.pipeline.training.losses import Loss, loss_for
 from umamba_cli.pipeline.training.memory import TrainingMemory, training_memory
 from umamba_cli.pipeline.training.settings import SettingsChosen, TrainingSettings, settings_from_plans
 
@@ -95,15 +96,17 @@ def survey_models(
     """
     plans = read_plans(workspace.plans_file)
     chosen = plans.configuration(configuration)
-    plan = network_plan(chosen, workspace.dataset().description)
+    description = workspace.dataset().description
+    plan = network_plan(chosen, description)
     settings = settings_from_plans(plans, chosen, SettingsChosen(batch_size=batch_size))
     compute = choose_compute(device, precision)
     choose_backend(compute.device.type)  # a wrong UMAMBA_SCAN is refused here, not in a row
     models = available_models()
+    loss = loss_for(description, batch_dice=chosen.batch_dice)
     needs: list[ModelNeeds] = []
     for name in sorted(models):
         on_progress(Progress("count", len(needs), len(models)))
-        needs.append(model_needs(models[name], plan, settings, compute, batch_dice=chosen.batch_dice))
+        needs.append(model_needs(models[name], plan, settings, compute, loss=loss))
     on_progress(Progress("count", len(needs), len(models), step=f"{len(needs)} models"))
     return ModelSurvey(
         configuration=configuration,
@@ -116,7 +119,7 @@ def survey_models(
 
 
 def model_needs(
-    model: Model, plan: NetworkPlan, settings: TrainingSettings, compute: Compute, *, batch_dice: bool
+    model: Model, plan: NetworkPlan, settings: TrainingSettings, compute: Compute, *, loss: Loss
 ) -> ModelNeeds:
     """Build a model's network and count; what fails is noted, not raised."""
 
@@ -125,7 +128,9 @@ def model_needs(
         try:
             network = build()
             parameters = count_parameters(network)
-            memory = training_memory(network, plan, settings, compute, batch_dice=batch_dice)
+            if settings.checkpointing and hasattr(network, "checkpointing"):
+                network.checkpointing = True  # type: ignore[assignment]
+            memory = training_memory(network, plan, settings, compute, loss=loss)
         except UmambaError as error:
             return ModelNeeds(model.name, model.description, parameters, None, error.problem)
         return ModelNeeds(model.name, model.description, parameters, memory)

@@ -12,6 +12,7 @@ from umamba_cli.pipeline.data.files import json_text, write_json
 from umamba_cli.pipeline.data.sizes import describe_case, workers_that_fit
 from umamba_cli.pipeline.data.splits import fold_notes, make_folds, read_folds, write_folds
 from umamba_cli.pipeline.data.workspace import Workspace, create_workspace, require_own_folder
+from umamba_cli.pipeline.errors import InputError
 from umamba_cli.pipeline.parallel import for_each_case
 from umamba_cli.pipeline.planning.decisions import Decision
 from umamba_cli.pipeline.planning.fingerprint import (
@@ -21,6 +22,7 @@ from umamba_cli.pipeline.planning.fingerprint import (
     measure_case,
     voxels_per_case,
 )
+from umamba_cli.pipeline.planning.inherited import plans_like
 from umamba_cli.pipeline.planning.planner import PlanOptions, make_plans
 from umamba_cli.pipeline.planning.plans import Plans, write_plans
 from umamba_cli.pipeline.progress import OnProgress, ignore_progress
@@ -51,10 +53,14 @@ def plan_workspace(
     options: PlanOptions,
     *,
     group_by: str | None = None,
+    like: Path | None = None,
     workers: int | None = None,
     on_progress: OnProgress = ignore_progress,
 ) -> PlanResult:
     """Check and measure every case, decide the plans, and write them into the workspace.
+
+    With `like`, a run's folder, the folder above its folds or a bundle, the plans are those of that model: its patch
+    size, spacing, normalisation and network, so that a training can begin with its weights.
 
     Nothing is written before every case was found usable. A `splits.json` that is there is kept, unless `group_by` asks
     for another one.
@@ -66,8 +72,11 @@ def plan_workspace(
     dataset = open_dataset(dataset_folder)
     folds = make_folds([case.identifier for case in dataset.cases], group_by=group_by)
     require_own_folder(workspace_folder, dataset)
+    model = _model_plans(like, dataset) if like else None
     report, fingerprint = _measure(dataset, workers, on_progress)
     planned = make_plans(fingerprint, dataset.description, dataset.name, options)
+    if model:
+        planned = plans_like(model, planned, source=str(like))
     workspace = create_workspace(workspace_folder, dataset)
     write_json(workspace.fingerprint_file, fingerprint)
     replaced = workspace.set_plans_aside(json_text(planned.plans))
@@ -81,6 +90,24 @@ def plan_workspace(
     elif not folds:
         notes += ("a single case makes no folds: train with -f all",)
     return PlanResult(workspace, dataset, planned.plans, planned.decisions, keep, replaced, notes)
+
+
+def _model_plans(model: Path, dataset: Dataset) -> Plans:
+    """The plans that a model was trained with.
+
+    Raises:
+        InputError: there is no model, or it takes other images than the dataset's.
+    """
+    from umamba_cli.pipeline.workflows.initial_weights import read_source  # imports torch
+
+    record = read_source(model, 0).record
+    theirs, ours = record.dataset.num_channels, dataset.description.num_channels
+    if theirs != ours:
+        raise InputError(
+            f"{model} takes images of {theirs} channels, those of {dataset.name} have {ours}",
+            next_step="leave --like out; `umamba train --init-from` takes what fits",
+        )
+    return record.plans
 
 
 def _measure(dataset: Dataset, workers: int | None, on_progress: OnProgress) -> tuple[CheckReport, Fingerprint]:

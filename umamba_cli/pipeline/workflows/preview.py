@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import statistics
 from dataclasses import dataclass
 from typing import Any
 
-from umamba_cli.pipeline.devices import free_device_bytes
+from umamba_cli.pipeline.devices import free_device_bytes, lower_precisions, use_threads
 from umamba_cli.pipeline.networks.registry import find_model
-from umamba_cli.pipeline.runs.network import network_plan
-from umamba_cli.pipeline.training.loop import read_log
+from umamba_cli.pipeline.runs.lock import holder
+from umamba_cli.pipeline.runs.network import compile_scan
+from umamba_cli.pipeline.training.epoch_log import read_log
+from umamba_cli.pipeline.training.fitting import memory_error
+from umamba_cli.pipeline.training.losses import SegmentationLoss, loss_for
 from umamba_cli.pipeline.training.settings import TrainingSettings
+from umamba_cli.pipeline.training.trial import empty_batch, time_steps
+from umamba_cli.pipeline.workflows.assemble import Surroundings, TrainingParts, compute_threads, new_loop, plan_of
 from umamba_cli.pipeline.workflows.models import ModelNeeds, model_needs
 from umamba_cli.pipeline.workflows.train import PreparedTraining, TrainingJob, prepare_training
+
+_TIMED_STEPS = 4
+_VALIDATION_STEP = 1 / 3  # of a training step: the forward pass alone
 
 
 @dataclass(frozen=True)
@@ -27,10 +36,28 @@ class TrainingPreview:
     free_bytes: int
     """Of the device's memory."""
 
+    seconds_a_step: float | None
+    """Measured; None where nothing was timed, or nothing is to be trained."""
+
+    busy: dict[str, Any] | None
+    """Who trains in the run's folder now."""
+
+    would_fit: tuple[str, ...] = ()
+    """Where the device has too little memory free: what to do about it, in words."""
+
     @property
     def steps(self) -> int:
         """Optimizer steps that are still to do."""
         return (self.settings.epochs - self.epochs_done) * self.settings.iterations
+
+    @property
+    def seconds_in_all(self) -> float | None:
+        """By the timed steps, with the look at validation patches; without waiting for data, and the evaluation."""
+        if self.seconds_a_step is None:
+            return None
+        looks = self.settings.validation_iterations if self.training.record.val_cases else 0
+        share = 1 + looks / self.settings.iterations * _VALIDATION_STEP
+        return self.steps * self.seconds_a_step * share
 
     @property
     def fits(self) -> bool | None:
@@ -50,35 +77,76 @@ class TrainingPreview:
             "settings": self.settings.to_json(),
             "epochs_done": self.epochs_done,
             "steps": self.steps,
+            "seconds_a_step": self.seconds_a_step,
+            "seconds_in_all": self.seconds_in_all,
             "device": compute.device_name,
             "precision": compute.precision,
             "precision_reason": compute.reason,
             "model": self.needs.to_json(),
             "free_bytes": self.free_bytes,
             "fits": self.fits,
+            "would_fit": self.would_fit,
+            "busy": self.busy,
         }
 
 
-def preview_training(job: TrainingJob) -> TrainingPreview:
-    """Check all that `train_fold` checks, and count what the training would need; nothing is written.
+def preview_training(job: TrainingJob, *, time_it: bool = True) -> TrainingPreview:
+    """Check all that `train_fold` checks, count what the training would need, and time a few steps.
+
+    Nothing is written. Steps are timed on empty batches, where there is memory for them.
 
     Raises:
         InputError: the training could not start; see `train_fold`.
     """
     training = prepare_training(job)
-    record, configuration = training.record, training.record.network_configuration
-    settings = TrainingSettings.from_json(record.settings)
-    needs = model_needs(
-        find_model(record.model),
-        network_plan(configuration, record.dataset),
-        settings,
-        training.compute,
-        batch_dice=configuration.batch_dice,
-    )
+    record, compute, settings = training.record, training.compute, training.settings
+    loss = loss_for(record.dataset, batch_dice=record.network_configuration.batch_dice)
+    needs = model_needs(find_model(record.model), plan_of(record), settings, compute, loss=loss)
+    free = free_device_bytes(compute.device)
+    seconds: float | None = None
+    would_fit: tuple[str, ...] = ()
+    if training.network is not None:
+        fits = needs.memory is None or needs.memory.peak_bytes <= free
+        if not fits:
+            would_fit = _would_fit(training, settings, free, loss)
+        elif time_it:
+            seconds = _time_steps(training, settings, job.threads)
     return TrainingPreview(
         training=training,
         settings=settings,
         epochs_done=len(read_log(training.run)) if training.goes_on else 0,
         needs=needs,
-        free_bytes=free_device_bytes(training.compute.device),
+        free_bytes=free,
+        seconds_a_step=seconds,
+        busy=holder(training.run),
+        would_fit=would_fit,
     )
+
+
+def _would_fit(
+    training: PreparedTraining, settings: TrainingSettings, free_bytes: int, loss: SegmentationLoss
+) -> tuple[str, ...]:
+    assert training.network is not None
+    error = memory_error(
+        training.network,
+        plan_of(training.record),
+        settings,
+        training.compute,
+        free_bytes,
+        loss=loss,
+        precisions=lower_precisions(training.compute),
+    )
+    return error.problem, *error.details, error.next_step
+
+
+def _time_steps(training: PreparedTraining, settings: TrainingSettings, threads: int | None) -> float:
+    assert training.network is not None
+    use_threads(compute_threads(threads))
+    around = Surroundings(training.compute, workers=0)
+    loop = new_loop(
+        training.run, training.record, settings, training.store, training.network, around, parts=TrainingParts()
+    )
+    compile_scan([training.network], training.compute.device)
+    batch = empty_batch(settings.batch_size, loop.plan.input_channels, loop.plan.patch_size, training.compute.device)
+    # The first one is slower: memory is taken, and operations are chosen.
+    return statistics.median(time_steps(loop.step, batch, _TIMED_STEPS)[1:])

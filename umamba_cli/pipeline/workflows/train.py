@@ -3,44 +3,55 @@
 from __future__ import annotations
 
 import shutil
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
 from torch import nn
 
 from umamba_cli.pipeline.data.dataset import DatasetDescription
-from umamba_cli.pipeline.data.images import write_label_map
+from umamba_cli.pipeline.data.files import remove_leftovers
 from umamba_cli.pipeline.data.splits import Fold, choose_fold, read_folds
 from umamba_cli.pipeline.data.store import Store
 from umamba_cli.pipeline.data.workspace import Run, Workspace, valid_tag
 from umamba_cli.pipeline.devices import Compute, choose_compute, use_threads
 from umamba_cli.pipeline.errors import InputError
-from umamba_cli.pipeline.evaluation.evaluate import Evaluation, Pair, evaluate_pairs, write_summary
-from umamba_cli.pipeline.inference.export import labels_on_image_grid
-from umamba_cli.pipeline.inference.predictor import load_predictor
+from umamba_cli.pipeline.evaluation.evaluate import Evaluation
 from umamba_cli.pipeline.networks.registry import find_model
 from umamba_cli.pipeline.networks.scan import choose_backend
 from umamba_cli.pipeline.planning.plans import Plans, read_plans
-from umamba_cli.pipeline.preprocessing.case import CaseGeometry
 from umamba_cli.pipeline.preprocessing.dataset import require_preprocessed
 from umamba_cli.pipeline.progress import OnProgress, Progress, ignore_progress
-from umamba_cli.pipeline.reporting.progress import draw_progress
-from umamba_cli.pipeline.runs.network import new_network
+from umamba_cli.pipeline.runs.lock import RunBusyError, RunLock, lock_file, running_file
+from umamba_cli.pipeline.runs.network import compile_scan
 from umamba_cli.pipeline.runs.record import RunRecord, current_versions, now, read_record, write_record
-from umamba_cli.pipeline.training.augmentation import Augmentation, AugmentationPlan
-from umamba_cli.pipeline.training.loader import BatchMaker, default_loader_workers
-from umamba_cli.pipeline.training.loop import EpochLog, TrainingLoop, read_log
-from umamba_cli.pipeline.training.patches import PatchSampler
+from umamba_cli.pipeline.training.augmentation import default_augmentation
+from umamba_cli.pipeline.training.distributed import World, connected, require_enough_patches, this_world
+from umamba_cli.pipeline.training.epoch_log import EpochLog, read_log
+from umamba_cli.pipeline.training.loader import prepare_loader_workers
+from umamba_cli.pipeline.training.patches import PreviousStage
 from umamba_cli.pipeline.training.settings import (
     SettingsChosen,
     TrainingSettings,
     require_same_settings,
     settings_from_plans,
 )
+from umamba_cli.pipeline.training.trial import try_memory
+from umamba_cli.pipeline.workflows.assemble import (
+    Surroundings,
+    TrainingParts,
+    augmentation_plan,
+    compute_threads,
+    loader_workers,
+    new_loop,
+    seeded_network,
+)
+from umamba_cli.pipeline.workflows.cascade import choose_previous_runs, predict_previous_stage, previous_run_names
+from umamba_cli.pipeline.workflows.initial_weights import Source, Taken, read_source, take_weights
+from umamba_cli.pipeline.workflows.validate import cases_to_predict, validate_fold
 
-_SECONDS_BETWEEN_PICTURES = 5.0
+_MOST_LISTED = 12
 
 
 @dataclass(frozen=True)
@@ -63,6 +74,9 @@ class TrainingJob:
     threads: int | None = None
     """Threads that compute on a CPU; None means all usable cores."""
 
+    tensorboard: bool = False
+    """Write the log for TensorBoard too."""
+
 
 @dataclass(frozen=True)
 class TrainingResult:
@@ -71,7 +85,7 @@ class TrainingResult:
     run: Run
     log: list[EpochLog]
     evaluation: Evaluation | None
-    """Of the held-back cases; None where there were none."""
+    """Of the held-back cases; None where there were none, and in other processes than the first."""
 
     compute: Compute
 
@@ -87,54 +101,130 @@ class PreparedTraining:
     goes_on: bool
     """True where the run's folder holds a training that goes on, or is finished."""
 
+    network: nn.Module | None
+    """Freshly initialised; None where the training is finished."""
 
-def prepare_training(job: TrainingJob) -> PreparedTraining:
+    source: Source | None = None
+    """What the network shall begin with."""
+
+    @property
+    def settings(self) -> TrainingSettings:
+        """Of the training, what was `auto` chosen."""
+        settings = TrainingSettings.from_json(self.record.settings)
+        # Trainings that began before there was a choice had workers.
+        return replace(settings, augmentation="workers") if settings.augmentation == "auto" else settings
+
+
+def prepare_training(
+    job: TrainingJob, *, parts: TrainingParts | None = None, world: World | None = None
+) -> PreparedTraining:
     """Check all that can be checked before a training; nothing is written.
 
     Raises:
         InputError: the workspace is not ready, or an option is wrong or contradicts the training that is there.
     """
-    find_model(job.model)
+    parts, world = parts or TrainingParts(), world or World()
+    if parts.network is None:
+        find_model(job.model)
     workspace = job.workspace
     plans = read_plans(workspace.plans_file)
     plans.configuration(job.configuration)
     dataset = workspace.dataset()
-    dataset.description.require_plain_labels("training")
     fold = choose_fold(read_folds(workspace.splits_file), job.fold, [case.identifier for case in dataset.cases])
-    compute = choose_compute(job.device, job.chosen.precision or "auto")
+    device = device_of(job.device, world)
+    compute = choose_compute(device, job.chosen.precision or "auto")
     run = workspace.run(job.model, job.configuration, job.fold, valid_tag(job.tag))
     goes_on = run.configuration_file.is_file() and not job.restart
     if goes_on:
         record = _go_on(job, run, plans, fold)
         if not run.is_finished:
-            compute = choose_compute(job.device, TrainingSettings.from_json(record.settings).precision)
+            compute = choose_compute(device, TrainingSettings.from_json(record.settings).precision)
     else:
         record = _new_record(job, plans, fold, dataset.description, compute)
+    before = choose_previous_runs(workspace, record) if not (goes_on and run.is_finished) else {}
+    if before:
+        record = record.model_copy(update={"previous_runs": previous_run_names(before)})
     cases = [*record.train_cases, *record.val_cases]
     store = require_preprocessed(workspace, record.plans, job.configuration, dataset, cases)
-    new_network(job.model, record.network_configuration, record.dataset)  # what cannot be built is refused here
-    return PreparedTraining(run, record, store, compute, goes_on)
+    prepared = PreparedTraining(run, record, store, compute, goes_on, network=None)
+    if run.is_finished and goes_on:
+        return prepared
+    settings = prepared.settings
+    if job.chosen.checkpointing is not None:
+        settings = replace(settings, checkpointing=job.chosen.checkpointing)
+        prepared = replace(prepared, record=record.model_copy(update={"settings": settings.to_json()}))
+    require_enough_patches(settings.batch_size, world)
+    network = seeded_network(record, settings, store, parts)  # what cannot be built is refused here
+    source = None
+    if settings.init_from and not run.checkpoint("latest").is_file():
+        source = read_source(Path(settings.init_from), job.fold)
+    return replace(prepared, network=network, source=source)
 
 
-def train_fold(job: TrainingJob, *, on_progress: OnProgress = ignore_progress) -> TrainingResult:
+def train_fold(
+    job: TrainingJob, *, parts: TrainingParts | None = None, on_progress: OnProgress = ignore_progress
+) -> TrainingResult:
     """Train a fold to the end, then predict and evaluate its held-back cases.
 
-    A training that was stopped goes on after its last complete epoch; one that is finished is left as it is.
+    A training that was stopped goes on where it was; one that is finished is left as it is. In a process that
+    `torchrun` started the training is done together with the others.
+
+    Args:
+        job: what to train.
+        parts: a network, a loss or transforms in place of umamba's own.
+        on_progress: told of each step.
 
     Raises:
-        InputError: the workspace is not ready, or an option is wrong or contradicts the training that is there.
+        InputError: the workspace is not ready, an option is wrong or contradicts the training that is there, or
+            another process trains it.
+        Stopped: a signal asked for it; the training goes on with the same call.
         WorkError: the training failed.
     """
-    prepared = prepare_training(job)
-    run, record, store, compute = prepared.run, prepared.record, prepared.store, prepared.compute
-    if not prepared.goes_on:
-        if run.folder.exists():
-            shutil.rmtree(run.folder)
-        write_record(run, record)
-    use_threads(job.threads)
-    log = read_log(run) if run.is_finished else _train(job, run, record, store, compute, on_progress)
-    evaluation = _validate(run, record, store, compute, job.workspace, on_progress) if record.val_cases else None
+    parts, world = parts or TrainingParts(), this_world()
+    prepared = prepare_training(job, parts=parts, world=world)
+    run, compute, found = prepared.run, prepared.compute, _state_of(prepared.run)
+    if prepared.network is not None and loader_workers(job.workers):
+        prepare_loader_workers()
+    use_threads(compute_threads(job.threads))
+    with ExitStack() as held:
+        held.enter_context(connected(world, compute.device))
+        lock = _take_lock(run, world, compute, held)
+        if _state_of(run) != found:  # another process trained here until a moment ago
+            prepared = prepare_training(job, parts=parts, world=world)
+        record = prepared.record
+        around = Surroundings(compute, world, job.workers, lock, job.tensorboard, on_progress)
+        if prepared.network is None:
+            log = read_log(run)
+        else:
+            log = _train(prepared, prepared.network, around, parts, job.workspace)
+        previous = _previous_stage(job.workspace, record, around) if cases_to_predict(run, record) else None
+        evaluation = validate_fold(run, record, prepared.store, around, job.workspace, parts, previous=previous)
     return TrainingResult(run, log, evaluation, compute)
+
+
+def _state_of(run: Run) -> tuple[bool, bool]:
+    """Whether a training began in this folder, and whether it is finished."""
+    return run.configuration_file.is_file(), run.is_finished
+
+
+def _take_lock(run: Run, world: World, compute: Compute, held: ExitStack) -> RunLock | None:
+    """The first process takes the run's lock, and all of them learn whether it could."""
+    lock, busy = RunLock(run) if world.is_first else None, None
+    if lock:
+        try:
+            held.enter_context(lock)
+        except RunBusyError as error:
+            busy = error
+    if world.any(busy is not None, compute.device):
+        raise busy or RunBusyError(f"{run.folder} is being trained by others", next_step="see what the first one says")
+    return lock
+
+
+def device_of(device: str, world: World) -> str:
+    """With several processes each takes the GPU of its number, where there are GPUs."""
+    if world.size > 1 and device in ("auto", "cuda") and torch.cuda.is_available():
+        return f"cuda:{world.local_rank}"
+    return device
 
 
 def _go_on(job: TrainingJob, run: Run, plans: Plans, fold: Fold) -> RunRecord:
@@ -161,103 +251,80 @@ def _new_record(
     job: TrainingJob, plans: Plans, fold: Fold, description: DatasetDescription, compute: Compute
 ) -> RunRecord:
     configuration = plans.configuration(job.configuration)
-    return RunRecord(
+    settings = settings_from_plans(plans, configuration, job.chosen)
+    record = RunRecord(
         model=job.model,
         configuration=job.configuration,
         fold=job.fold,
         tag=job.tag,
-        settings=settings_from_plans(plans, configuration, job.chosen).to_json(),
+        settings={},
         train_cases=fold.train,
         val_cases=fold.val,
-        mirror_axes=AugmentationPlan(configuration.patch_size).mirror_axes,
-        device={
-            "device": compute.device_name,
-            "precision": compute.precision,
-            "precision_reason": compute.reason,
-            "scan_backend": choose_backend(compute.device.type).name,
-        },
+        mirror_axes=(),
         versions=current_versions(),
         started=now(),
         dataset=description,
         plans=plans,
     )
+    plan = augmentation_plan(record)
+    device = {
+        "device": compute.device_name,
+        "precision": compute.precision,
+        "precision_reason": compute.reason,
+        "scan_backend": choose_backend(compute.device.type).name,
+        "augmentation_reason": "asked for",
+    }
+    if settings.augmentation == "auto":
+        chosen, device["augmentation_reason"] = default_augmentation(compute.device.type, plan)
+        settings = replace(settings, augmentation=chosen)
+    return record.model_copy(update={"settings": settings.to_json(), "mirror_axes": plan.mirror_axes, "device": device})
 
 
 def _train(
-    job: TrainingJob, run: Run, record: RunRecord, store: Store, compute: Compute, on_progress: OnProgress
+    prepared: PreparedTraining, network: nn.Module, around: Surroundings, parts: TrainingParts, workspace: Workspace
 ) -> list[EpochLog]:
-    settings = TrainingSettings.from_json(record.settings)
-    loop = TrainingLoop(
-        run=run,
-        network=_seeded_network(record, settings.seed, store),
-        settings=settings,
-        maker=batch_maker(record, settings, store),
-        label_names=record.dataset.foreground,
-        compute=compute,
-        batch_dice=record.network_configuration.batch_dice,
-        validates=bool(record.val_cases),
-        workers=default_loader_workers() if job.workers is None else job.workers,
-        on_progress=on_progress,
-        after_epoch=_picture_drawer(run, settings.epochs),
-    )
+    run, record, settings = prepared.run, prepared.record, prepared.settings
+    taken = take_weights(network, prepared.source) if prepared.source else None
+    if around.world.is_first:
+        if not prepared.goes_on:
+            _clear(run)
+        remove_leftovers(run.folder)
+        if taken:
+            record = record.model_copy(update={"initialised": taken.to_json()})
+        write_record(run, record)
+    if taken:
+        _tell_taken(taken, around.on_progress)
+    previous = _previous_stage(workspace, record, around)
+    loop = new_loop(run, record, settings, prepared.store, network, around, parts=parts, previous=previous)
+    compile_scan([network], around.compute.device, around.on_progress)
+    try_memory(loop.step, network, loop.plan, replace(settings, batch_size=loop.maker.patches_a_batch))
+    around.world.wait()
     return loop.train()
 
 
-def _seeded_network(record: RunRecord, seed: int, store: Store) -> nn.Module:
-    frequencies = store.class_frequencies(record.train_cases)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return new_network(record.model, record.network_configuration, record.dataset, frequencies)
+def _previous_stage(workspace: Workspace, record: RunRecord, around: Surroundings) -> PreviousStage | None:
+    """What a cascade's previous stage predicts; the first process makes what is missing, the others wait."""
+    previous = None
+    if around.world.is_first:
+        previous = predict_previous_stage(workspace, record, around.compute, around.on_progress)
+    around.world.wait()
+    if not around.world.is_first:
+        previous = predict_previous_stage(workspace, record, around.compute, ignore_progress)
+    return previous
 
 
-def batch_maker(record: RunRecord, settings: TrainingSettings, store: Store) -> BatchMaker:
-    """What makes the batches of a run, for training and, where cases are held back, for validation."""
-    configuration = record.network_configuration
-    masked = tuple(index for index, used in enumerate(configuration.use_mask_for_norm) if used)
-    plan = AugmentationPlan(configuration.patch_size, masked)
-    common = {"network_size": plan.patch_size, "foreground_share": settings.foreground_share, "seed": settings.seed}
-    training = PatchSampler(store, record.train_cases, read_size=plan.read_size, purpose="training", **common)  # type: ignore[arg-type]
-    validation = PatchSampler(store, record.val_cases, read_size=plan.patch_size, purpose="validation", **common)  # type: ignore[arg-type]
-    return BatchMaker(training, validation if record.val_cases else None, Augmentation(plan), settings.batch_size)
+def _clear(run: Run) -> None:
+    """Remove an earlier training, but not the lock that this process holds in its folder."""
+    for path in run.folder.iterdir():
+        if path not in (lock_file(run), running_file(run)):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def _picture_drawer(run: Run, epochs: int) -> Callable[[list[EpochLog]], None]:
-    """Draws progress.png after an epoch, but at most every few seconds: short epochs must not wait for it."""
-    last = -_SECONDS_BETWEEN_PICTURES
-
-    def draw(log: list[EpochLog]) -> None:
-        nonlocal last
-        if len(log) == epochs or time.monotonic() - last >= _SECONDS_BETWEEN_PICTURES:
-            draw_progress(run.progress_picture, log)
-            last = time.monotonic()
-
-    return draw
-
-
-def _validate(
-    run: Run,
-    record: RunRecord,
-    store: Store,
-    compute: Compute,
-    workspace: Workspace,
-    on_progress: OnProgress,
-) -> Evaluation:
-    """Predict the held-back cases with the final weights and evaluate them; finished predictions are kept."""
-    ending = record.dataset.file_ending
-    predictor = load_predictor(run.folder, (), compute)
-    pairs: list[Pair] = []
-    on_progress(Progress("validate", 0, len(record.val_cases)))
-    for done, case in enumerate(workspace.dataset().select(record.val_cases), start=1):
-        target = run.validation / f"{case.identifier}{ending}"
-        if not target.is_file():
-            stored = store.case(case.identifier)
-            geometry = CaseGeometry.from_json(stored.properties["geometry"])
-            logits = predictor.logits(stored.image[:])
-            labels = labels_on_image_grid(logits, geometry, record.network_configuration)
-            write_label_map(target, labels, geometry.grid)
-        assert case.label is not None
-        pairs.append((case.identifier, target, case.label))
-        on_progress(Progress("validate", done, len(record.val_cases), step=case.identifier))
-    evaluation = evaluate_pairs(pairs, description=record.dataset, workers=1)
-    write_summary(run.validation / "summary.json", evaluation)
-    return evaluation
+def _tell_taken(taken: Taken, on_progress: OnProgress) -> None:
+    """Say what a network begins with, and name what did not match."""
+    shown = [f"  {line}" for line in taken.left[:_MOST_LISTED]]
+    if len(taken.left) > _MOST_LISTED:
+        shown.append(f"  and {len(taken.left) - _MOST_LISTED} more, listed in run.json")
+    left = "; these begin anew:" if taken.left else ""
+    text = f"{taken.taken} of {taken.taken + len(taken.left)} tensors are those of {taken.source}{left}"
+    on_progress(Progress("train", 0, 1, warning="\n".join([text, *shown])))

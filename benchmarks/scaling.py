@@ -179,6 +179,7 @@ def step_of(name: str, compute: Compute) -> Callable[[Shape], Callable[[], None]
     from umamba_cli.pipeline.networks.registry import build_network
     from umamba_cli.pipeline.networks.unet import UNet
     from umamba_cli.pipeline.training.loader import Batch
+    from umamba_cli.pipeline.training.losses import SegmentationLoss
     from umamba_cli.pipeline.training.schedule import new_optimizer
     from umamba_cli.pipeline.training.settings import TrainingSettings
     from umamba_cli.pipeline.training.step import TrainingStep
@@ -192,7 +193,7 @@ def step_of(name: str, compute: Compute) -> Callable[[Shape], Callable[[], None]
     settings = TrainingSettings(epochs=1, iterations=1, batch_size=1, validation_iterations=1)
     optimizer = new_optimizer(network.parameters(), settings)
     scaler = torch.amp.GradScaler(compute.device.type, enabled=False)
-    step = TrainingStep(network, optimizer, scaler, compute, settings.gradient_clip, batch_dice=False)
+    step = TrainingStep(network, optimizer, scaler, compute, settings.gradient_clip, SegmentationLoss(batch_dice=False))
 
     def prepare(size: Shape) -> Callable[[], None]:
         batch = Batch(torch.randn(1, 1, *size), torch.randint(0, CLASSES, (1, *size))).to(compute.device, layout)

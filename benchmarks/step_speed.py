@@ -249,6 +249,7 @@ def our_side(model: str, precision: str, batch: Batch, weights: dict[str, Tensor
     from umamba_cli.pipeline.interop.released import nnunet_weights
     from umamba_cli.pipeline.networks.registry import NetworkPlan, build_network
     from umamba_cli.pipeline.networks.unet import UNet
+    from umamba_cli.pipeline.training.losses import SegmentationLoss
     from umamba_cli.pipeline.training.schedule import new_optimizer
     from umamba_cli.pipeline.training.settings import TrainingSettings
     from umamba_cli.pipeline.training.step import TrainingStep
@@ -270,7 +271,7 @@ def our_side(model: str, precision: str, batch: Batch, weights: dict[str, Tensor
         torch.amp.GradScaler("cpu", enabled=False),
         compute,
         gradient_clip=settings.gradient_clip,
-        batch_dice=False,
+        loss=SegmentationLoss(batch_dice=False),
     )
     data = batch.to(compute.device, layout)
     return Side(model, compute.precision, lambda: timed(step, data))

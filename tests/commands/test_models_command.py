@@ -117,7 +117,7 @@ def test_a_dry_run_says_too_little_memory(
     monkeypatch.setattr("umamba_cli.pipeline.workflows.preview.free_device_bytes", lambda device: 1000)
     done = umamba("train", tiny_workspace, *QUICK, "--dry-run")
     assert done.code == 0
-    assert "warning: the device has too little memory free" in done.err
+    assert "does not fit into the 0 MiB that are free" in done.err
 
 
 def test_a_dry_run_of_a_training_that_is_there(umamba: Callable, own_workspace: Path) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from trained_models import TrainedModel
 
+from umamba_cli.pipeline.inference.export import labels_of_logits
 from umamba_cli.pipeline.interop.checkpoints import find_checkpoints, import_model
 from umamba_cli.pipeline.progress import Progress
 from umamba_cli.pipeline.runs.bundle import Bundle, open_bundle
@@ -161,6 +162,19 @@ def test_voxels_that_nobody_annotated_have_no_output(model: TrainedModel, tmp_pa
     bundle = _imported(model, tmp_path)
     assert bundle.record.dataset.ignore_label == 3
     assert len(bundle.weights(0)["heads.0.bias"]) == 3
+
+
+def test_regions_have_an_output_each(model: TrainedModel, tmp_path: Path) -> None:
+    model.dataset["labels"] = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "rest": 3}
+    model.dataset["regions_class_order"] = [1, 2, 3]
+    bundle = _imported(model, tmp_path)
+    assert tuple(bundle.record.dataset.regions.values()) == ((1, 2, 3), (2, 3), (3,))
+    assert len(bundle.weights(0)["heads.0.bias"]) == 3
+    shape = (1, model.golden["input_channels"], *model.golden["patch_size"])
+    image = torch.from_numpy(np.random.RandomState(0).standard_normal(shape)).float()
+    assert_close(heads(bundle, image), model.golden["outputs"], 1e-3)
+    labels = labels_of_logits(heads(bundle, image)[0][0].numpy(), bundle.record.dataset)
+    assert set(np.unique(labels)) <= {0, 1, 2, 3}
 
 
 def test_a_trainer_that_is_not_known_is_named(model: TrainedModel, tmp_path: Path) -> None:

@@ -53,11 +53,6 @@ def _cascade(model: TrainedModel) -> None:
     model.name = "3d_cascade_fullres"
 
 
-def _regions(model: TrainedModel) -> None:
-    model.dataset["labels"] = {"background": 0, "whole": [1, 2, 3], "core": 2, "rest": 3}
-    model.dataset["regions_class_order"] = [1, 2, 3]
-
-
 def _class(name: str) -> Callable[[TrainedModel], None]:
     def spoil(model: TrainedModel) -> None:
         model.configuration["architecture"]["network_class_name"] = f"somewhere.{name}"
@@ -122,7 +117,6 @@ REFUSED: dict[str, tuple[Callable[[TrainedModel], Any], str]] = {
         "squeeze_excitation = True",
     ),
     "a cascade": (_cascade, "second stage of a cascade"),
-    "regions": (_regions, "labels are regions"),
     "another preprocessor": (
         lambda model: model.configuration.update(preprocessor_name="CTPreprocessor"),
         "prepared by CTPreprocessor",
@@ -164,7 +158,7 @@ def test_what_cannot_be_imported_is_refused_by_name(model: TrainedModel, tmp_pat
 
 
 def test_several_reasons_are_all_named(model: TrainedModel, tmp_path: Path) -> None:
-    _regions(model)
+    _cascade(model)
     _without_bias(model)
     with pytest.raises(InputError) as error:
         _import(model, tmp_path)

@@ -62,7 +62,7 @@ def test_labels_never_overlap_and_often_change(monkeypatch: pytest.MonkeyPatch) 
         assert set(np.unique(channels)) <= {0, 1}
         assert channels.sum(0).max() <= 1
         changed += not np.array_equal(channels, _two_labels())
-    assert 50 < changed < 90  # 0.4 of the patches; an opening or closing may change nothing
+    assert 30 < changed < 65  # 0.4 of the patches, 3 of 4 times some label; an opening or closing may change nothing
 
 
 def test_small_components_go_and_large_ones_stay(monkeypatch: pytest.MonkeyPatch) -> None:

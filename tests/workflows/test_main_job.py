@@ -31,6 +31,8 @@ def test_every_model_goes_the_whole_way(
         "checkpoint_final.safetensors",
         "log.jsonl",
         "progress.png",
+        "validation_patch.png",
+        "run.lock",
         "validation",
     }
     summary = json.loads((run / "fold_0/validation/summary.json").read_text())

@@ -17,8 +17,6 @@ from umamba_cli.pipeline.data.workspace import Run, Workspace
 from umamba_cli.pipeline.runs.lock import RunLock, running_file
 from umamba_cli.pipeline.workflows.status import RunStatus, run_status, survey_runs
 
-NOW = datetime.now(timezone.utc)
-
 
 def entry(epoch: int, **changes: Any) -> dict[str, Any]:
     good = {
@@ -59,7 +57,7 @@ def make_run(
 
 def note(run: Run, **content: Any) -> None:
     """As if a process on another machine were at work there."""
-    base = {"host": "gpu-7", "process": 123, "updated": NOW.isoformat(), "stage": "train"}
+    base = {"host": "gpu-7", "process": 123, "updated": datetime.now(timezone.utc).isoformat(), "stage": "train"}
     running_file(run).write_text(json.dumps({**base, **content}))
 
 

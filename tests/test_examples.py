@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import shutil
 import subprocess
@@ -11,6 +12,8 @@ import time
 from pathlib import Path
 
 import pytest
+
+from umamba_cli.pipeline.runs.checkpoint import read_checkpoint
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 ENVIRONMENT = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
@@ -82,5 +85,32 @@ def test_five_folds(own_workspace: Path) -> None:
     options = ("--epochs", 1, "--iterations", 1, "--device", "cpu", "-j", 0, "--quiet")
     done = run("five_folds.sh", own_workspace, "3d_fullres", "unet", *options)
     assert done.returncode == 0, done.stderr
-    assert "mean of 5 folds" in done.stdout
+    assert "umamba predict" in done.stdout
     assert len(list(own_workspace.glob("runs/unet__3d_fullres/fold_*/validation/summary.json"))) == 5
+    table = json.loads((own_workspace / "runs/unet__3d_fullres/cross_validation.json").read_text())
+    assert table["missing_folds"] == []
+
+
+def test_a_slurm_job_goes_back_into_the_queue_when_its_time_is_up(tmp_path: Path) -> None:
+    (tmp_path / "srun").write_text('#!/bin/sh\necho "$@" > "$TOLD"; exit "$CODE"\n')
+    (tmp_path / "scontrol").write_text('#!/bin/sh\necho "$@" >> "$TOLD"\n')
+    for name in ("srun", "scontrol"):
+        (tmp_path / name).chmod(0o755)
+    told = tmp_path / "told"
+    slurm = {"SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_JOB_ID": "77", "TOLD": str(told)}
+    for code, expected in (("130", ["requeue 77_3"]), ("0", []), ("2", [])):
+        environment = {**ENVIRONMENT, **slurm, "CODE": code, "PATH": f"{tmp_path}:{ENVIRONMENT['PATH']}"}
+        command = ["bash", str(EXAMPLES / "slurm_train.sh"), "work", "-m", "unet"]
+        assert subprocess.run(command, env=environment, check=False).returncode == int(code)
+        assert told.read_text().splitlines() == ["umamba train work -m unet -f 3", *expected]
+
+
+@pytest.mark.slow
+def test_own_parts(own_workspace: Path) -> None:
+    command = [sys.executable, str(EXAMPLES / "own_parts.py"), str(own_workspace), "2", "3"]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "epoch 2: loss" in done.stdout
+    assert "mean Dice" in done.stdout
+    weights = read_checkpoint(own_workspace / "runs/own__3d_fullres/fold_0/checkpoint_final.safetensors").weights
+    assert "body.0.weight" in weights

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 
 from umamba_cli.pipeline.errors import InputError
-from umamba_cli.pipeline.resources import free_memory_bytes, usable_cores
+from umamba_cli.pipeline.resources import free_memory_bytes, process_memory_bytes, usable_cores
 
 PrecisionName = Literal["auto", "fp32", "bf16", "fp16"]
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
@@ -116,6 +116,11 @@ def free_device_bytes(device: torch.device) -> int:
     if device.type == "mps":
         return int(torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
     return free_memory_bytes()
+
+
+def taken_memory_bytes(device: torch.device) -> int:
+    """The most that this process's tensors ever took on a GPU; elsewhere, the memory that the process takes now."""
+    return int(torch.cuda.max_memory_allocated(device)) if device.type == "cuda" else process_memory_bytes()
 
 
 def channels_last(dimensions: int) -> torch.memory_format:

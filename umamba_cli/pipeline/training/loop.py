@@ -17,11 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from umamba_cli.pipeline.data.workspace import Run
-from umamba_cli.pipeline.devices import Compute, channels_last, keep_freed_memory
+from umamba_cli.pipeline.devices import Compute, channels_last, keep_freed_memory, taken_memory_bytes
 from umamba_cli.pipeline.errors import Stopped, WorkError
 from umamba_cli.pipeline.networks.registry import NetworkPlan
 from umamba_cli.pipeline.progress import OnProgress, Progress, ignore_progress
-from umamba_cli.pipeline.resources import process_memory_bytes
 from umamba_cli.pipeline.runs.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from umamba_cli.pipeline.runs.lock import RunLock
 from umamba_cli.pipeline.runs.network import compile_scan
@@ -178,7 +177,7 @@ class TrainingLoop:
             "skipped_steps": now.skipped,
             "seconds": now.seconds,
             "waiting_share": now.waiting_share,
-            "memory_bytes": self._memory_bytes(),
+            "memory_bytes": taken_memory_bytes(self.compute.device),
             "precision": self.compute.precision,
         }
         self._log.append(entry)
@@ -217,8 +216,10 @@ class TrainingLoop:
         try:
             return self._step(batch)
         except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error) or self.world.size > 1:
+            if not out_of_memory(error):
                 raise
+            if self.world.size > 1:  # the others are in the middle of this step: it cannot be made again
+                raise self._no_memory() from error
         self._optimizer.zero_grad(set_to_none=True)
         gc.collect()
         if self.compute.device.type == "cuda":
@@ -228,11 +229,14 @@ class TrainingLoop:
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
-            raise WorkError(
-                f"memory ran out in step {self._now.iteration + 1} of epoch {self._epoch + 1}",
-                next_step="make room on the device, then run the same command again; with --checkpointing a training "
-                "needs less memory and gives the same result",
-            ) from error
+            raise self._no_memory() from error
+
+    def _no_memory(self) -> WorkError:
+        return WorkError(
+            f"memory ran out in step {self._now.iteration + 1} of epoch {self._epoch + 1}",
+            next_step="make room on the device, then run the same command again; with --checkpointing a training "
+            "needs less memory and gives the same result",
+        )
 
     def _on_device(self, batch: Batch) -> Batch:
         batch = batch.to(self.compute.device, self._memory_format)
@@ -367,12 +371,6 @@ class TrainingLoop:
             self._warn(
                 f"step {self._now.iteration} of epoch {self._epoch + 1} had no finite loss or gradient and was skipped"
             )
-
-    def _memory_bytes(self) -> int:
-        """The most that was taken on the device; on a CPU, what this process takes now."""
-        if self.compute.device.type == "cuda":
-            return int(torch.cuda.max_memory_allocated(self.compute.device))
-        return process_memory_bytes()
 
     def _seconds_left(self) -> float | None:
         recent: list[float] = [entry["seconds"] for entry in self._log[-_RECENT_EPOCHS:]]

@@ -39,8 +39,7 @@ def preprocess(
     console.log_to(opened.logs, "preprocess")
     plans = read_plans(opened.plans_file)
     names = configuration or list(plans.configurations)
-    for name in names:  # all of them before work starts
-        plans.configuration(name)
+    configurations = [plans.configuration(name) for name in names]  # all of them before work starts
     began = time.monotonic()
     results = []
     for name in names:
@@ -50,4 +49,5 @@ def preprocess(
     for result in results:
         kept = f", {result.kept} of them were there already" if result.kept else ""
         console.say(f"{result.configuration}: {result.cases} cases are preprocessed{kept} ({elapsed(began)})")
-    console.say(f"next: umamba train {workspace} -c {names[-1]}")
+    first_stages = [each.name for each in configurations if each.previous_stage is None]
+    console.say(f"next: umamba train {workspace} -c {(first_stages or names)[-1]}")

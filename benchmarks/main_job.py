@@ -2,6 +2,9 @@
 
 Runs the six commands as processes of their own, as a user would, on a dataset in nnU-Net raw layout; the held-back
 cases of fold 0 are predicted once by `train` and once more by `predict`, from the raw images.
+
+On a GPU, a hippocampus training as users do it:
+    main_job.py Dataset004_Hippocampus --preset default --device cuda --epochs 100 --iterations 250 --dice 0.88 --minutes 60
 """
 
 from __future__ import annotations
@@ -25,6 +28,8 @@ def main() -> None:
     parser.add_argument("dataset", type=Path)
     parser.add_argument("-c", "--configuration", default="3d_fullres")
     parser.add_argument("-m", "--models", default="umamba-bot", help="separated by commas")
+    parser.add_argument("--preset", default="cpu", help="of the plans; default: %(default)s")
+    parser.add_argument("--device", default="auto", help="default: %(default)s")
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--iterations", type=int, default=60)
     parser.add_argument("--minutes", type=float, default=10, help="bar for umamba-bot, all six commands together")
@@ -65,11 +70,11 @@ def run_model(model: str, arguments: argparse.Namespace, folder: Path) -> tuple[
     dataset, configuration = arguments.dataset, arguments.configuration
     seconds = {
         "check": umamba("check", dataset),
-        "plan": umamba("plan", dataset, "-w", work, "--preset", "cpu"),
+        "plan": umamba("plan", dataset, "-w", work, "--preset", arguments.preset),
         "preprocess": umamba("preprocess", work, "-c", configuration),
         "train": umamba(
             "train", work, "-c", configuration, "-m", model, "-f", 0,
-            "--epochs", arguments.epochs, "--iterations", arguments.iterations, "--restart",
+            "--epochs", arguments.epochs, "--iterations", arguments.iterations, "--restart", "--device", arguments.device,
         ),
     }  # fmt: skip
     images.mkdir()
@@ -78,7 +83,7 @@ def run_model(model: str, arguments: argparse.Namespace, folder: Path) -> tuple[
         for path in (dataset / "imagesTr").glob(f"{case}_????{ending}"):
             shutil.copy(path, images)
     run = work / f"runs/{model}__{configuration}"
-    seconds["predict"] = umamba("predict", run, "-f", 0, "-i", images, "-o", predictions)
+    seconds["predict"] = umamba("predict", run, "-f", 0, "-i", images, "-o", predictions, "--device", arguments.device)
     seconds["evaluate"] = umamba("evaluate", predictions, dataset / "labelsTr", "--dataset", dataset / "dataset.json")
     summary = json.loads((predictions / "summary.json").read_text())
     dice = [label["dice"] for label in summary["mean"].values()]

@@ -4,7 +4,7 @@ Runs the six commands as processes of their own, as a user would, on a dataset i
 cases of fold 0 are predicted once by `train` and once more by `predict`, from the raw images.
 
 On a GPU, a hippocampus training as users do it:
-    main_job.py Dataset004_Hippocampus --preset default --device cuda --epochs 100 --iterations 250 --dice 0.88 --minutes 60
+    main_job.py DATASET --preset default --device cuda --epochs 100 --iterations 250 --dice 0.88 --minutes 60
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ def run_model(model: str, arguments: argparse.Namespace, folder: Path) -> tuple[
         "preprocess": umamba("preprocess", work, "-c", configuration),
         "train": umamba(
             "train", work, "-c", configuration, "-m", model, "-f", 0,
-            "--epochs", arguments.epochs, "--iterations", arguments.iterations, "--restart", "--device", arguments.device,
+            "--epochs", arguments.epochs, "--iterations", arguments.iterations, "--restart",
+            "--device", arguments.device,
         ),
     }  # fmt: skip
     images.mkdir()

@@ -14,4 +14,3 @@ workspace="$1" configuration="${2:-3d_fullres}" model="${3:-umamba-bot}"
 shift $(($# < 3 ? $# : 3))
 
 umamba train "$workspace" -c "$configuration" -m "$model" -f 0-4 "$@"
-echo "predict new images with all five: umamba predict $workspace/runs/${model}__${configuration} -i IMAGES -o predictions"

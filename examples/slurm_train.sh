@@ -2,7 +2,7 @@
 # Train the five folds of a workspace on a Slurm cluster, one GPU each. Five minutes before its time is up a job gets
 # SIGUSR1, keeps where it is, and puts itself into the queue again; it goes on there until the fold is trained.
 #
-#   sbatch examples/slurm_train.sh WORKSPACE [options of umamba train...]
+#   sbatch examples/slurm_train.sh WORKSPACE [options of umamba train...]      (not --restart: it would begin anew)
 #
 #SBATCH --job-name=umamba
 #SBATCH --array=0-4

@@ -82,7 +82,7 @@ def test_cron_predict_does_not_run_twice_at_a_time(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_five_folds(own_workspace: Path) -> None:
-    options = ("--epochs", 1, "--iterations", 1, "--device", "cpu", "-j", 0, "--quiet")
+    options = ("--epochs", 1, "--iterations", 1, "--device", "cpu", "-j", 0)
     done = run("five_folds.sh", own_workspace, "3d_fullres", "unet", *options)
     assert done.returncode == 0, done.stderr
     assert "umamba predict" in done.stdout

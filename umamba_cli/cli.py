@@ -30,6 +30,8 @@ from umamba_cli.commands.train import train
 from umamba_cli.pipeline.errors import InputError, Stopped, UmambaError, WorkError
 
 FAILED, INTERRUPTED = 1, 130
+_SIGNALS = ("SIGTERM", "SIGUSR1", "SIGHUP")
+"""Of `kill`, of schedulers, and of a terminal that is closed."""
 
 app = typer.Typer(
     name="umamba",
@@ -69,6 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     # Threads that wait without spinning: on a machine shared with other work, spinning costs several times as much.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its warnings are for those who write trainings
+    own_process = arguments is None
     arguments = sys.argv[1:] if arguments is None else arguments
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the caller, as in `umamba ... 2>&-`
@@ -83,7 +86,11 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         if code == INTERRUPTED:  # newer versions of Typer catch the interrupt themselves and say nothing
             raise KeyboardInterrupt
     except BaseException as error:
-        code = _exit_code(error)
+        code = _exit_code(error, begins_anew="--restart" in arguments)
+    if own_process:  # all is done and said: a signal while Python ends would only spoil the exit code
+        for name in _SIGNALS:
+            if hasattr(signal, name):
+                signal.signal(getattr(signal, name), signal.SIG_IGN)
     sys.exit(code or 0)
 
 
@@ -94,12 +101,12 @@ def _end_as_by_ctrl_c() -> None:
         raise KeyboardInterrupt
 
     if threading.current_thread() is threading.main_thread():
-        for name in ("SIGTERM", "SIGUSR1"):
-            if hasattr(signal, name):
+        for name in _SIGNALS:
+            if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN:  # as by nohup
                 signal.signal(getattr(signal, name), end)
 
 
-def _exit_code(error: BaseException) -> int:
+def _exit_code(error: BaseException, *, begins_anew: bool) -> int:
     """Show what ended the command, and return the exit code for it."""
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else FAILED
@@ -107,7 +114,8 @@ def _exit_code(error: BaseException) -> int:
         current_console().interrupted(f"{error.problem}; {error.next_step}")
         return INTERRUPTED
     if isinstance(error, KeyboardInterrupt | typer.Abort):
-        current_console().interrupted()
+        again = ", but without --restart," if begins_anew else ""
+        current_console().interrupted(f"interrupted; run the same command again{again} to go on")
         return INTERRUPTED
     if hasattr(error, "format_message") and not error.format_message():
         return InputError.exit_code  # no command was given; Typer has shown the help

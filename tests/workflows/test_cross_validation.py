@@ -160,7 +160,7 @@ def test_the_table(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert result
     show_cross_validation(Console(), result)
     out = capsys.readouterr().out
-    assert "cross-validation of unet__3d_fullres, 4 cases held back" in out
+    assert "cross-validation of unet__3d_fullres, held-back cases (4)" in out
     rows = {line.split()[0]: line.split() for line in out.splitlines() if line.strip()}
     assert rows["front"] == [
         "front",

@@ -72,7 +72,15 @@ class Console:
     def warn(self, text: str) -> None:
         """Print a line to standard error, even with --quiet."""
         self._note(f"warning: {text}")
-        sys.stderr.write(f"warning: {text}\n")
+        with suppress(OSError):  # the terminal may be gone, the work goes on
+            sys.stderr.write(f"warning: {text}\n")
+
+    def note(self, text: str) -> None:
+        """Print a line to standard error; not with --quiet."""
+        self._note(text)
+        if not self.quiet:
+            with suppress(OSError):
+                sys.stderr.write(f"{text}\n")
 
     @contextmanager
     def progress(self) -> Iterator[OnProgress]:
@@ -87,8 +95,7 @@ class Console:
             def show(progress: Progress) -> None:
                 bars.show(progress)
                 self._note_step(progress)
-                if progress.warning:
-                    self.warn(progress.warning)  # appears above the bars
+                self._tell(progress)  # appears above the bars
 
             yield show
 
@@ -112,7 +119,7 @@ class Console:
                 live.update(_rich_table(columns, look()), refresh=True)
                 time.sleep(every_s)
 
-    def interrupted(self, text: str = "interrupted; run the same command again to go on") -> None:
+    def interrupted(self, text: str) -> None:
         """Say that the user, or the system, stopped the command."""
         sys.stderr.write(text + "\n")
         self._note(text)
@@ -136,8 +143,14 @@ class Console:
     def _show_step(self, progress: Progress) -> None:
         line = self._note_step(progress)
         if line and not self.quiet:
-            sys.stderr.write(line + "\n")
-            sys.stderr.flush()
+            with suppress(OSError):
+                sys.stderr.write(line + "\n")
+                sys.stderr.flush()
+        self._tell(progress)
+
+    def _tell(self, progress: Progress) -> None:
+        if progress.note:
+            self.note(progress.note)
         if progress.warning:
             self.warn(progress.warning)
 
@@ -213,7 +226,7 @@ def show_cross_validation(console: Console, result: CrossValidation) -> None:
         ends = [number(value) for value in (over_folds.mean, over_folds.sd, over_cases.dice, over_cases.iou)]
         rows.append((name, *by_fold, *ends))
     cases = sum(len(fold.cases) for fold in result.folds.values())
-    console.say(f"cross-validation of {result.model}, {cases} cases held back:")
+    console.say(f"cross-validation of {result.model}, held-back cases ({cases}):")
     console.table(columns, rows)
     if result.missing:
         missing = ", ".join(map(str, result.missing))

@@ -90,7 +90,5 @@ def parse_fold(text: str) -> int | str:
     if text == "all":
         return text
     if not (text.isascii() and text.isdigit()):
-        raise InputError(
-            f"there is no fold {text!r}", next_step="choose a number, or all; for several give -f each time"
-        )
+        raise InputError(f"there is no fold {text!r}", next_step="choose a number, or all")
     return int(text)

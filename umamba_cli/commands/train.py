@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ import typer
 
 from umamba_cli.commands._console import (
     Console,
+    duration,
     elapsed,
     mebibytes,
     number,
@@ -41,7 +43,13 @@ _WHERE = "What it runs on"
 
 ModelOption = Annotated[str, typer.Option("--model", "-m", help="unet, umamba-bot, ...: see `umamba models`.")]
 FoldOption = Annotated[
-    str, typer.Option("--fold", "-f", help="0 to 4; several as 0-4 or 0,2; or all: one training on every case.")
+    list[str] | None,
+    typer.Option(
+        "--fold",
+        "-f",
+        help="0 to 4; several as 0-4 or 0,2; or all: one training on every case.",
+        show_default="0",
+    ),
 ]
 TagOption = Annotated[str, typer.Option("--tag", help="Keep this training apart from others of the model.")]
 RestartOption = Annotated[bool, typer.Option("--restart", help="Remove this training and start it over.")]
@@ -114,7 +122,7 @@ def train(
     workspace: WorkspaceArgument,
     configuration: ConfigurationOption = "3d_fullres",
     model: ModelOption = "umamba-bot",
-    fold: FoldOption = "0",
+    fold: FoldOption = None,
     tag: TagOption = "",
     restart: RestartOption = False,
     dry_run: DryRunOption = False,
@@ -172,9 +180,9 @@ def train(
         threads=threads,
         tensorboard=tensorboard,
     )
-    folds = parse_folds(fold)
+    folds = parse_folds(",".join(fold or ("0",)))
     if dry_run:
-        _preview(console, job, folds)
+        _preview(console, job, folds, gpus or 1)
     elif gpus is not None and gpus > 1:
         _train_on_several(console, job, folds, gpus, given_again(context, without=("gpus",)))
     else:
@@ -205,8 +213,7 @@ def _train_on_several(
     require_devices(processes, job.device)
     for fold in folds:  # what is wrong is said once, before the processes start
         prepare_training(replace(job, fold=fold), world=World(size=processes))
-    if code := run_processes(arguments, processes):
-        raise typer.Exit(code)
+    sys.exit(run_processes(arguments, processes))  # which have said what there is to say
 
 
 def _show_trained(console: Console, done: FoldsResult, began: float) -> None:
@@ -228,27 +235,34 @@ def _show_trained(console: Console, done: FoldsResult, began: float) -> None:
 
 def _show_fold(console: Console, trained: TrainingResult, *, alone: bool) -> None:
     evaluation, compute = trained.evaluation, trained.compute
-    skipped = sum(entry["skipped_steps"] for entry in trained.log)
+    skipped = sum(entry.get("skipped_steps", 0) for entry in trained.log)
     precision = trained.log[-1].get("precision", compute.precision) if trained.log else compute.precision
     if alone:
         console.say(f"trained on {compute.device_name} in {precision}: {compute.reason}")
     if skipped:
         console.say(f"{skipped} steps of {trained.run.folder.name} were skipped: no finite loss or gradient")
     if evaluation and alone:
-        console.say(f"the {len(evaluation.cases)} cases held back:")
+        console.say(f"held-back cases ({len(evaluation.cases)}):")
         show_label_means(console, evaluation)
         console.say(f"mean Dice {number(evaluation.foreground_mean.dice)}")
 
 
-def _preview(console: Console, job: TrainingJob, folds: Sequence[int | str]) -> None:
+def _preview(console: Console, job: TrainingJob, folds: Sequence[int | str], processes: int) -> None:
     from dataclasses import replace
 
+    from umamba_cli.pipeline.workflows.launch import require_devices
     from umamba_cli.pipeline.workflows.preview import preview_training
 
-    previews = [preview_training(replace(job, fold=fold), time_it=fold == folds[0]) for fold in folds]
+    if processes > 1:
+        require_devices(processes, job.device)
+    previews = [
+        preview_training(replace(job, fold=fold), processes=processes, time_it=fold == folds[0]) for fold in folds
+    ]
     console.result(previews[0].to_json() if len(previews) == 1 else {"folds": [p.to_json() for p in previews]})
     for preview in previews:
         _show_preview(console, preview)
+    if previews[0].seconds_in_all and len(previews) > 1:
+        console.say(f"{len(previews)} folds take about {duration(len(previews) * previews[0].seconds_in_all)}")
     console.say("nothing was changed; leave --dry-run out to train")
 
 
@@ -263,14 +277,15 @@ def _show_preview(console: Console, preview: TrainingPreview) -> None:
         ("model", needs.name, needs.description),
         ("parameters", parameters, ""),
         ("cases", f"{len(record.train_cases)}", f"{len(record.val_cases)} held back"),
-        ("steps", f"{preview.steps:,}", f"{settings.epochs} epochs of {settings.iterations}"),
+        ("steps", f"{preview.steps:,}", f"{settings.epochs} x {settings.iterations} (epochs x steps)"),
         ("patch", sizes, f"batch size {settings.batch_size}"),
+        ("processes", str(preview.processes), "memory is that of one" if preview.processes > 1 else ""),
         ("precision", compute.precision, f"on {compute.device_name}: {compute.reason}"),
         ("augmentation", settings.augmentation, record.device.get("augmentation_reason", "")),
         ("learning rate", f"{settings.learning_rate:g}", f"{of_optimizer}, seed {settings.seed}"),
     ]
     if preview.seconds_a_step is not None and preview.seconds_in_all is not None:
-        about = _duration(preview.seconds_in_all)
+        about = f"about {duration(preview.seconds_in_all)}"
         rows.append(("time", about, f"{preview.seconds_a_step:.3g} s a step, data and evaluation not counted"))
     if memory:
         rows += [
@@ -285,11 +300,6 @@ def _show_preview(console: Console, preview: TrainingPreview) -> None:
     console.table(("what", "", ""), rows)
     for line in preview.would_fit:
         console.warn(line)
-
-
-def _duration(seconds: float) -> str:
-    minutes = seconds / 60
-    return f"about {minutes / 60:.1f} h" if minutes >= 90 else f"about {max(minutes, 0.1):.2g} min"
 
 
 def _how_it_begins(preview: TrainingPreview) -> str:

@@ -28,6 +28,9 @@ class Progress:
     within: float = 0.0
     """Share (0 to 1) of the next step that is done; such a report moves a bar and prints no line."""
 
+    note: str = ""
+    """What is good to know once: how a training begins, ..."""
+
     warning: str = ""
     """What the user must know although the work goes on; shown even where progress is not."""
 

@@ -113,12 +113,12 @@ def holder(run: Run) -> dict[str, Any] | None:
         return _note_of(run) or {}
     except OSError:  # no right to write there: the note alone must tell
         note = _note_of(run)
-        return note if note and _age_s(note) < _ALIVE_FOR_S else None
+        return note if note and abs(_age_s(note)) < _ALIVE_FOR_S else None
 
 
 def _alive_elsewhere(run: Run) -> dict[str, Any] | None:
     note = _note_of(run)
-    return note if note and note.get("host") != platform.node() and _age_s(note) < _ALIVE_FOR_S else None
+    return note if note and note.get("host") != platform.node() and abs(_age_s(note)) < _ALIVE_FOR_S else None
 
 
 def _note_of(run: Run) -> dict[str, Any] | None:
@@ -130,6 +130,7 @@ def _note_of(run: Run) -> dict[str, Any] | None:
 
 
 def _age_s(note: dict[str, Any]) -> float:
+    """Seconds since a note was written; negative where the other machine's clock is ahead."""
     try:
         updated = datetime.fromisoformat(note["updated"])
         return (datetime.now(timezone.utc) - updated).total_seconds()

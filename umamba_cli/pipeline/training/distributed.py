@@ -127,6 +127,13 @@ def connected(world: World, device: torch.device) -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Grad strides do not match")  # of the heads' 1x1x1 kernels: as good
             yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.distributed.DistError) and "gloo" not in str(error):
+            raise
+        raise WorkError(
+            "another process of this training has ended, or is not to be reached any more",
+            next_step="see what it said, then run the same command again to go on",
+        ) from error
     finally:
         torch.distributed.destroy_process_group()
 

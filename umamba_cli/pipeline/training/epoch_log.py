@@ -1,23 +1,19 @@
-"""What a training tells of an epoch: its line in log.jsonl, the figures of the progress bar, a patch to look at."""
+"""What a training shows of an epoch: the figures of the progress bar, and a patch to look at."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from umamba_cli.pipeline.data.files import to_plain, write_text
-from umamba_cli.pipeline.data.workspace import Run
+from umamba_cli.pipeline.runs.log import EpochLog
 from umamba_cli.pipeline.training.loader import Batch
 
-EpochLog = dict[str, Any]
-"""A line of log.jsonl."""
+_RECENT_EPOCHS = 5  # by which the time left is estimated
 
 
 @dataclass(frozen=True)
@@ -34,18 +30,6 @@ class Example:
     """(outputs, [z,] y, x)."""
 
 
-def read_log(run: Run) -> list[EpochLog]:
-    """The lines of a run's log.jsonl; none where there is no log yet."""
-    if not run.log_file.is_file():
-        return []
-    return [json.loads(line) for line in run.log_file.read_text(encoding="utf-8").splitlines() if line]
-
-
-def write_log(run: Run, log: Sequence[EpochLog]) -> None:
-    """Write a run's log.jsonl, whole or not at all."""
-    write_text(run.log_file, "".join(json.dumps(to_plain(entry)) + "\n" for entry in log))
-
-
 def example_of(batch: Batch, logits: Tensor) -> Example:
     """The patch of a batch with the most labelled voxels."""
     index = int(torch.count_nonzero(batch.labels.flatten(1), dim=1).argmax())
@@ -54,6 +38,21 @@ def example_of(batch: Batch, logits: Tensor) -> Example:
         batch.labels[index].cpu().numpy(),
         logits[index].float().cpu().numpy(),
     )
+
+
+def dice_by_name(names: Sequence[str], overlap: Tensor) -> dict[str, float | None]:
+    """The Dice of each output from true positives, false positives, false negatives (3, outputs); None for 0 of 0."""
+    both, wrong, missed = overlap.tolist()
+    return {
+        name: 2 * b / (2 * b + w + m) if b + w + m else None
+        for name, b, w, m in zip(names, both, wrong, missed, strict=True)
+    }
+
+
+def seconds_left(log: Sequence[EpochLog], epochs: int, since: float) -> float | None:
+    """Until all epochs are done, by the last of the log; `since` the last one, in seconds. None where nothing tells."""
+    recent = [float(entry["seconds"]) for entry in log[-_RECENT_EPOCHS:] if entry.get("seconds")]
+    return (epochs - len(log)) * sum(recent) / len(recent) - since if recent else None
 
 
 def figures_of(entry: EpochLog) -> dict[str, str]:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from umamba_cli.pipeline.devices import Compute
-from umamba_cli.pipeline.errors import InputError, UmambaError
+from umamba_cli.pipeline.errors import InputError, UmambaError, WorkError
 from umamba_cli.pipeline.networks.registry import NetworkPlan
 from umamba_cli.pipeline.planning.memory import Network, count_features
 from umamba_cli.pipeline.planning.presets import BATCH_AT_REFERENCE, PRESETS, Features
@@ -25,7 +25,7 @@ HEADROOM = 1.2
 LEAST_PLANNED_GB = 1.0
 """`umamba plan --memory` takes no less."""
 
-_MIB = 2**20
+_MIB, _GIB = 2**20, 2**30
 _NO_ROOM = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory", "alloc_failed")
 """In messages of torch's allocators for a CPU and for MPS, of cuDNN and of cuBLAS, which raise a bare RuntimeError."""
 
@@ -218,7 +218,8 @@ def _error(counts: _Counts, free_bytes: int, precisions: Sequence[str]) -> Input
     )
     if counts.present_peak is not None:
         needed = f" needs about {mebibytes(counts.present_peak)} and"
-        if planned := memory_to_plan_for(counts.plan, batch, counts.present_peak, free_bytes):
+        planned = memory_to_plan_for(counts.plan, batch, counts.present_peak, free_bytes)
+        if planned and planned * _GIB <= free_bytes:  # otherwise the batch is too large, not the plan
             again = f"plan again with `umamba plan DATASET --memory {planned:g}`"
     first = "take one of these options, or " if suggestions else ""
     return InputError(
@@ -262,3 +263,12 @@ def out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in _NO_ROOM)
+
+
+def memory_ran_out(epoch: int, step: int) -> WorkError:
+    """What to say where memory ran out in the middle of a training, in the same step twice."""
+    return WorkError(
+        f"memory ran out in step {step} of epoch {epoch}",
+        next_step="make room on the device, then run the same command again; with --checkpointing a training needs "
+        "less memory and gives the same result",
+    )

@@ -9,7 +9,6 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -23,15 +22,17 @@ from umamba_cli.pipeline.networks.registry import NetworkPlan
 from umamba_cli.pipeline.progress import OnProgress, Progress, ignore_progress
 from umamba_cli.pipeline.runs.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from umamba_cli.pipeline.runs.lock import RunLock
+from umamba_cli.pipeline.runs.log import EpochLog, read_log, write_log
 from umamba_cli.pipeline.runs.network import compile_scan
 from umamba_cli.pipeline.training.distributed import World
-from umamba_cli.pipeline.training.epoch_log import EpochLog, Example, example_of, figures_of, read_log, write_log
-from umamba_cli.pipeline.training.fitting import out_of_memory
+from umamba_cli.pipeline.training.epoch_log import Example, dice_by_name, example_of, figures_of, seconds_left
+from umamba_cli.pipeline.training.fitting import memory_ran_out, out_of_memory
 from umamba_cli.pipeline.training.loader import Batch, BatchMaker, BatchPosition, batches
 from umamba_cli.pipeline.training.losses import Loss
 from umamba_cli.pipeline.training.position import (
     BadSteps,
     EpochSoFar,
+    left_as_it_is,
     pack_epoch,
     random_state,
     set_random_state,
@@ -45,7 +46,6 @@ from umamba_cli.pipeline.training.stopping import StopRequest
 Overlap = Callable[[Tensor, Tensor], Tensor]
 """Logits and labels to true positives, false positives and false negatives of each foreground output."""
 
-_RECENT_EPOCHS = 5  # by which the time left is estimated
 _BATCHES_LOOKED_AT = 4  # for a patch to show
 
 
@@ -114,10 +114,11 @@ class TrainingLoop:
         if self.compute.device.type == "cpu":
             keep_freed_memory()
         compile_scan([self.network], self.compute.device, self.on_progress)
-        with self._stop, self._random_state_kept():
+        with self._stop, torch.random.fork_rng(self._devices):
             torch.manual_seed(self.settings.seed + self.world.rank)
             if self.run.checkpoint("latest").is_file():
                 self._go_on()
+                self._say_where()
             self.world.wait()
             if not self.run.checkpoint("latest").is_file():
                 self._save("latest")  # what to go back to, should the first epoch fail
@@ -133,15 +134,22 @@ class TrainingLoop:
         self.world.wait()
         return self._log
 
-    def _random_state_kept(self) -> AbstractContextManager[None]:
-        """Whatever is drawn inside leaves torch's generators as they were."""
-        return torch.random.fork_rng([self.compute.device] if self.compute.device.type == "cuda" else [])
+    @property
+    def _devices(self) -> list[torch.device]:
+        """Those with random generators of their own."""
+        return [self.compute.device] if self.compute.device.type == "cuda" else []
 
     def _use(self, compute: Compute) -> None:
         self.compute = compute
         self._scaler = torch.amp.GradScaler(compute.device.type, enabled=compute.precision == "fp16")
         self._step = TrainingStep(
-            self._parallel, self._optimizer, self._scaler, compute, self.settings.gradient_clip, self.loss
+            self._parallel,
+            self._optimizer,
+            self._scaler,
+            compute,
+            self.settings.gradient_clip,
+            self.loss,
+            in_any=lambda bad: self.world.any(bad, compute.device),
         )
 
     def _batches_to_come(self) -> Iterator[Batch]:
@@ -204,9 +212,7 @@ class TrainingLoop:
                 self._warn_of_skipped()
             now.waited_s += waited
             now.seconds += time.monotonic() - began
-            # All processes see the same gradient, but a loss of the user's own is each one's.
-            bad = not made and self.world.any(not self._step.finds_scale(loss), self.compute.device)
-            if self._bad_steps.add(bad):
+            if self._bad_steps.add(not made and not self._step.finds_scale(loss)):
                 raise _NotFiniteError
             self._report(live=True)
             self._stop_if_asked()
@@ -219,7 +225,7 @@ class TrainingLoop:
             if not out_of_memory(error):
                 raise
             if self.world.size > 1:  # the others are in the middle of this step: it cannot be made again
-                raise self._no_memory() from error
+                raise memory_ran_out(self._epoch + 1, self._now.iteration + 1) from error
         self._optimizer.zero_grad(set_to_none=True)
         gc.collect()
         if self.compute.device.type == "cuda":
@@ -229,14 +235,7 @@ class TrainingLoop:
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
-            raise self._no_memory() from error
-
-    def _no_memory(self) -> WorkError:
-        return WorkError(
-            f"memory ran out in step {self._now.iteration + 1} of epoch {self._epoch + 1}",
-            next_step="make room on the device, then run the same command again; with --checkpointing a training "
-            "needs less memory and gives the same result",
-        )
+            raise memory_ran_out(self._epoch + 1, self._now.iteration + 1) from error
 
     def _on_device(self, batch: Batch) -> Batch:
         batch = batch.to(self.compute.device, self._memory_format)
@@ -256,7 +255,7 @@ class TrainingLoop:
         richest, example = -1, None
         for index in range(self.settings.validation_iterations):
             batch = self._on_device(next(stream))
-            with self._random_state_kept():  # one who goes on from within a look begins the look anew
+            with left_as_it_is(self.network, self._devices):
                 loss, logits = self._step.forward(batch)
             losses.append(float(loss))
             overlaps.append(self.overlap(logits, batch.labels))
@@ -265,7 +264,7 @@ class TrainingLoop:
                 richest, example = labelled, example_of(batch, logits)
             self._report(live=True)
             self._stop_if_asked()
-        dice = self._dice(torch.stack(overlaps).sum(0))
+        dice = dice_by_name(self.output_names, self.world.sum(torch.stack(overlaps).sum(0).double()))
         known = [value for value in dice.values() if value is not None]
         self._now.seconds += time.monotonic() - began
         return {
@@ -273,13 +272,6 @@ class TrainingLoop:
             "dice": dice,
             "mean_dice": sum(known) / len(known) if known else None,
         }, example
-
-    def _dice(self, overlap: Tensor) -> dict[str, float | None]:
-        both, wrong, missed = self.world.sum(overlap.double()).tolist()
-        return {
-            name: 2 * b / (2 * b + w + m) if b + w + m else None
-            for name, b, w, m in zip(self.output_names, both, wrong, missed, strict=True)
-        }
 
     def _stop_if_asked(self) -> None:
         """Keep where the training is, and end, where a signal asked any process for it."""
@@ -360,7 +352,15 @@ class TrainingLoop:
         self._bad_steps = BadSteps(state.get("bad_steps"))
         self._now = unpack_epoch(state.get("epoch", {}))
         self._epoch, self._best_dice = checkpoint.epoch, checkpoint.best_dice
-        self._log = [entry for entry in read_log(self.run) if entry["epoch"] <= self._epoch]
+        log, unreadable = read_log(self.run)
+        if unreadable:
+            self._warn(f"{unreadable} lines of {self.run.log_file} cannot be read and are left out")
+        self._log = [entry for entry in log if entry["epoch"] <= self._epoch]
+
+    def _say_where(self) -> None:
+        begun = f", step {self._now.iteration} of {self.settings.iterations} of the next" if self._now.iteration else ""
+        note = f"the training goes on after epoch {self._epoch} of {self.settings.epochs}{begun}"
+        self.on_progress(Progress("train", self._epoch, self.settings.epochs, note=note))
 
     def _warn(self, text: str) -> None:
         self.on_progress(Progress("train", self._epoch, self.settings.epochs, warning=text))
@@ -371,12 +371,6 @@ class TrainingLoop:
             self._warn(
                 f"step {self._now.iteration} of epoch {self._epoch + 1} had no finite loss or gradient and was skipped"
             )
-
-    def _seconds_left(self) -> float | None:
-        recent: list[float] = [entry["seconds"] for entry in self._log[-_RECENT_EPOCHS:]]
-        if not recent:
-            return None
-        return (self.settings.epochs - self._epoch) * sum(recent) / len(recent) - self._now.seconds
 
     def _report(self, *, step: str = "", live: bool = False) -> None:
         """Tell the caller, and who asks `umamba status`, where the training is; `live` within an epoch."""
@@ -393,5 +387,5 @@ class TrainingLoop:
                 epochs=s.epochs,
                 iteration=now.iteration,
                 iterations=s.iterations,
-                seconds_left=self._seconds_left(),
+                seconds_left=seconds_left(self._log, s.epochs, now.seconds),
             )

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
+from torch import nn
 
 MOST_BAD_STEPS = 20
 """Of the last 40 steps: so many without a finite loss and gradient, and the training goes back. Steps by which float16
@@ -70,6 +72,22 @@ def set_random_state(state: Mapping[str, Any], device: torch.device) -> None:
     torch.set_rng_state(state["cpu"].cpu())
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"].cpu(), device)
+
+
+@contextmanager
+def left_as_it_is(network: nn.Module, devices: Sequence[torch.device]) -> Iterator[None]:
+    """A look at held-back cases inside draws no random numbers, and counts in no batch norm's statistics.
+
+    Args:
+        network: that looks.
+        devices: GPUs, whose generators are kept besides the CPU's.
+    """
+    buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
+    with torch.random.fork_rng(devices):
+        yield
+    with torch.no_grad():
+        for buffer, before in buffers:
+            buffer.copy_(before)
 
 
 def pack_epoch(epoch: EpochSoFar) -> dict[str, Any]:

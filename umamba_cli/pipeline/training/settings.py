@@ -149,22 +149,23 @@ def settings_from_plans(plans: Plans, configuration: Configuration, chosen: Sett
     return replace(settings, **{**of_optimizer, **chosen.given})
 
 
-def require_same_settings(settings: TrainingSettings, chosen: SettingsChosen) -> None:
-    """Make sure that a training can go on with what the user asked for.
+def require_same_settings(settings: TrainingSettings, chosen: SettingsChosen, source: str) -> None:
+    """Make sure that a training can go on with what the user asked for; `source` is its folder.
 
     Raises:
-        InputError: it was started with other settings.
+        InputError: a value is not allowed, or the training was started with other settings.
     """
+    replace(settings, **chosen.given)  # a value that is never allowed is said to be that
     saved = settings.to_json()
     other = [
-        f"{name} is {saved[name]}, asked for is {value}"
+        f"{name} is {'not given' if saved[name] == '' else saved[name]}, asked for is {value}"
         for name, value in chosen.given.items()
         # What `auto` chose is kept, and checkpointing changes no result.
         if saved[name] != value and name != "checkpointing" and (name, value) != ("augmentation", "auto")
     ]
     if other:
         raise InputError(
-            "the training in this folder was started with other settings",
+            f"the training in {source} was started with other settings",
             details=other,
             next_step="leave those options out to go on, start over with --restart, or keep both with --tag NAME",
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -29,6 +30,9 @@ class TrainingStep:
 
     loss: Loss
 
+    in_any: Callable[[bool], bool] = bool
+    """Whether something is so in any of the processes that train together."""
+
     def __call__(self, batch: Batch) -> tuple[Tensor, bool]:
         """Learn from a batch that is on the network's device.
 
@@ -41,7 +45,8 @@ class TrainingStep:
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.gradient_clip)
-        finite = bool(torch.isfinite(norm) & torch.isfinite(loss.detach()))
+        # All processes have the same gradient; of a loss of the user's own each has its part.
+        finite = not self.in_any(not bool(torch.isfinite(norm) & torch.isfinite(loss.detach())))
         if finite:
             self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -51,7 +56,7 @@ class TrainingStep:
         """Whether a step that was not made is how float16 finds the scale of its loss: the loss itself is sound, and
         the scale, which begins at 65536 and is halved each time, is not below 1 yet.
         """
-        return self.scaler.is_enabled() and self.scaler.get_scale() >= 1 and bool(torch.isfinite(loss))
+        return self.scaler.is_enabled() and self.scaler.get_scale() >= 1 and not self.in_any(not torch.isfinite(loss))
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The loss of a batch, and the logits (B, outputs, ...) at full resolution."""

@@ -23,11 +23,12 @@ from umamba_cli.pipeline.reporting.tensorboard import TensorBoardLog
 from umamba_cli.pipeline.reporting.validation_patch import draw_validation_patch
 from umamba_cli.pipeline.resources import usable_cores
 from umamba_cli.pipeline.runs.lock import RunLock
+from umamba_cli.pipeline.runs.log import EpochLog
 from umamba_cli.pipeline.runs.network import network_plan, previous_labels
 from umamba_cli.pipeline.runs.record import RunRecord
 from umamba_cli.pipeline.training.augmentation import Augmentation, AugmentationPlan, BatchedAugmentation, with_previous
 from umamba_cli.pipeline.training.distributed import World
-from umamba_cli.pipeline.training.epoch_log import EpochLog, Example
+from umamba_cli.pipeline.training.epoch_log import Example
 from umamba_cli.pipeline.training.loader import Augment, BatchMaker, default_loader_workers
 from umamba_cli.pipeline.training.loop import TrainingLoop
 from umamba_cli.pipeline.training.losses import Loss, identity, loss_for

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
+from umamba_cli.pipeline.data.workspace import Workspace
 from umamba_cli.pipeline.devices import choose_compute
-from umamba_cli.pipeline.progress import OnProgress, ignore_progress
+from umamba_cli.pipeline.errors import InputError
+from umamba_cli.pipeline.progress import OnProgress, Progress, ignore_progress
 from umamba_cli.pipeline.runs.lock import RunBusyError
 from umamba_cli.pipeline.training.distributed import connected, this_world
 from umamba_cli.pipeline.workflows.assemble import TrainingParts
@@ -57,14 +60,22 @@ def train_folds(
     world = this_world()
     if len(folds) == 1:
         return FoldsResult((train_fold(replace(job, fold=folds[0]), parts=parts, on_progress=on_progress),), {}, None)
+    decided = _decided(job.workspace)
     for fold in folds:
         prepare_training(replace(job, fold=fold), parts=parts, world=world)
     trained: list[TrainingResult] = []
     left: dict[int | str, str] = {}
     with connected(world, choose_compute(device_of(job.device, world)).device):
         for fold in folds:
+            if _decided(job.workspace) != decided:
+                raise InputError(
+                    f"{job.workspace.plans_file.name} or {job.workspace.splits_file.name} changed while the folds were "
+                    f"trained; fold {fold} was not begun",
+                    next_step="bring them back and run the same command again, or start over with --restart",
+                )
             try:
-                trained.append(train_fold(replace(job, fold=fold), parts=parts, on_progress=on_progress))
+                told = partial(_of_fold, fold, on_progress)
+                trained.append(train_fold(replace(job, fold=fold), parts=parts, on_progress=told))
             except RunBusyError as error:
                 left[fold] = error.problem
     model_folder = job.workspace.run(job.model, job.configuration, folds[0], job.tag).folder.parent
@@ -74,12 +85,22 @@ def train_folds(
     return FoldsResult(tuple(trained), left, over_all)
 
 
+def _decided(workspace: Workspace) -> tuple[bytes, bytes]:
+    """What must be the same for all folds: plans and splits."""
+    return workspace.plans_file.read_bytes(), workspace.splits_file.read_bytes()
+
+
+def _of_fold(fold: int | str, on_progress: OnProgress, progress: Progress) -> None:
+    """Say which fold a report is of."""
+    on_progress(replace(progress, task=f"fold {fold}: {progress.task}"))
+
+
 def _fold_json(result: TrainingResult) -> dict[str, Any]:
     return {
         "run": result.run.folder,
         "epochs": len(result.log),
         "device": result.compute.device_name,
         "precision": result.compute.precision,
-        "skipped_steps": sum(entry["skipped_steps"] for entry in result.log),
+        "skipped_steps": sum(entry.get("skipped_steps", 0) for entry in result.log),
         "validation": result.evaluation.to_json() if result.evaluation else None,
     }

@@ -26,6 +26,9 @@ class Source:
     record: RunRecord
     weights: Mapping[str, Tensor]
 
+    run: Path | None = None
+    """The folder that it was trained in; None of a bundle."""
+
 
 @dataclass(frozen=True)
 class Taken:
@@ -62,7 +65,9 @@ def read_source(model: Path, fold: int | str) -> Source:
         return Source(f"fold {chosen} of {model}", bundle.record, bundle.weights(chosen))
     runs = choose_runs(model, ())
     run = next((run for run in runs if run.folder.name == f"fold_{fold}"), runs[0])
-    return Source(str(run.folder), read_record(run), read_checkpoint(run.checkpoint("final")).weights)
+    return Source(
+        str(run.folder), read_record(run), read_checkpoint(run.checkpoint("final")).weights, run.folder.resolve()
+    )
 
 
 def take_weights(network: nn.Module, source: Source) -> Taken:

@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 
-from umamba_cli.pipeline.errors import InputError, Stopped
+from umamba_cli.pipeline.errors import InputError
 
 _SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
 _SECONDS_BETWEEN_LOOKS = 0.2
+_INTERRUPTED = 130
 
 
 def require_devices(processes: int, device: str) -> None:
@@ -41,17 +42,14 @@ def run_processes(arguments: Sequence[str], processes: int) -> int:
         processes: how many.
 
     Returns:
-        The exit code of the process that failed first, 0 where none did.
-
-    Raises:
-        Stopped: a signal ended them.
+        The exit code of the process that failed first, 0 where none did, 130 where a signal ended them.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     # The processes say themselves what is wrong; the launcher's account of it would hide that.
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
+    logging.disable(logging.CRITICAL)
     can_choose = "signals_to_handle" in {field.name for field in fields(LaunchConfig)}
     handled: dict[str, Any] = {"signals_to_handle": _SIGNALS} if can_choose else {}
     config = LaunchConfig(
@@ -70,6 +68,8 @@ def run_processes(arguments: Sequence[str], processes: int) -> int:
     except ChildFailedError as error:
         codes = [failure.exitcode for _, failure in sorted(error.failures.items())]
         return next((code for code in codes if code > 0), 1)
-    except SignalException as error:
-        raise Stopped(f"stopped by {error.sigval.name}", next_step="run the same command again to go on") from error
+    except SignalException:
+        return _INTERRUPTED
+    finally:
+        logging.disable(logging.NOTSET)
     return 0

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from umamba_cli.pipeline.devices import free_device_bytes, lower_precisions, use_threads
 from umamba_cli.pipeline.networks.registry import find_model
 from umamba_cli.pipeline.runs.lock import holder
+from umamba_cli.pipeline.runs.log import read_log
 from umamba_cli.pipeline.runs.network import compile_scan
-from umamba_cli.pipeline.training.epoch_log import read_log
+from umamba_cli.pipeline.training.distributed import World
 from umamba_cli.pipeline.training.fitting import memory_error
 from umamba_cli.pipeline.training.losses import SegmentationLoss, loss_for
 from umamba_cli.pipeline.training.settings import TrainingSettings
@@ -41,6 +42,9 @@ class TrainingPreview:
 
     busy: dict[str, Any] | None
     """Who trains in the run's folder now."""
+
+    processes: int = 1
+    """That would share each batch."""
 
     would_fit: tuple[str, ...] = ()
     """Where the device has too little memory free: what to do about it, in words."""
@@ -87,38 +91,48 @@ class TrainingPreview:
             "fits": self.fits,
             "would_fit": self.would_fit,
             "busy": self.busy,
+            "processes": self.processes,
         }
 
 
-def preview_training(job: TrainingJob, *, time_it: bool = True) -> TrainingPreview:
+def preview_training(job: TrainingJob, *, processes: int = 1, time_it: bool = True) -> TrainingPreview:
     """Check all that `train_fold` checks, count what the training would need, and time a few steps.
 
-    Nothing is written. Steps are timed on empty batches, where there is memory for them.
+    Nothing is written. Steps are timed on empty batches, where there is memory for them and nobody trains there.
+
+    Args:
+        job: the training.
+        processes: that would share each batch; memory is that of one of them, and nothing is timed for several.
+        time_it: whether to time steps.
 
     Raises:
         InputError: the training could not start; see `train_fold`.
     """
-    training = prepare_training(job)
+    world = World(size=processes)
+    training = prepare_training(job, world=world)
     record, compute, settings = training.record, training.compute, training.settings
+    share = replace(settings, batch_size=-(-settings.batch_size // processes))  # the largest part of a batch
+    busy = holder(training.run)
     loss = loss_for(record.dataset, batch_dice=record.network_configuration.batch_dice)
-    needs = model_needs(find_model(record.model), plan_of(record), settings, compute, loss=loss)
+    needs = model_needs(find_model(record.model), plan_of(record), share, compute, loss=loss)
     free = free_device_bytes(compute.device)
     seconds: float | None = None
     would_fit: tuple[str, ...] = ()
     if training.network is not None:
         fits = needs.memory is None or needs.memory.peak_bytes <= free
         if not fits:
-            would_fit = _would_fit(training, settings, free, loss)
-        elif time_it:
+            would_fit = _would_fit(training, share, free, loss)
+        elif time_it and processes == 1 and not busy:
             seconds = _time_steps(training, settings, job.threads)
     return TrainingPreview(
         training=training,
         settings=settings,
-        epochs_done=len(read_log(training.run)) if training.goes_on else 0,
+        epochs_done=len(read_log(training.run)[0]) if training.goes_on else 0,
         needs=needs,
         free_bytes=free,
         seconds_a_step=seconds,
-        busy=holder(training.run),
+        busy=busy,
+        processes=processes,
         would_fit=would_fit,
     )
 

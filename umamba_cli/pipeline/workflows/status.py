@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from umamba_cli.pipeline.data.workspace import Run, Workspace
-from umamba_cli.pipeline.runs.lock import holder, running_file
+from umamba_cli.pipeline.runs.lock import holder, lock_file, running_file
+from umamba_cli.pipeline.runs.log import read_log
 
 RUNNING, VALIDATING, FINISHED, STOPPED, DAMAGED = "running", "validating", "finished", "stopped", "damaged"
 NOT_EVALUATED = "not evaluated"
@@ -103,7 +104,7 @@ def run_status(run: Run) -> RunStatus:
     """Where one run is."""
     record, problem = _read_object(run.configuration_file)
     note = holder(run)
-    entries, unreadable = _read_log(run.log_file)
+    entries, unreadable = read_log(run)
     summary, summary_problem = _read_object(run.validation / "summary.json")
     log_problem = f"{unreadable} lines of {run.log_file.name} cannot be read" if unreadable else ""
     state = _state(run, record, problem, note, entries, summary)
@@ -129,7 +130,14 @@ def _run_folders(workspace: Workspace) -> list[Path]:
         return folder.parent.name, int(fold) if fold.isdecimal() else 10**6, fold
 
     found = [folder for model in _folders(workspace.runs) for folder in _folders(model) if folder.name[:5] == "fold_"]
-    return sorted(found, key=order)
+    return sorted(filter(_was_begun, found), key=order)
+
+
+def _was_begun(folder: Path) -> bool:
+    """Whether a folder holds more than the lock of a training that was refused."""
+    with suppress(OSError):
+        return {path.name for path in folder.iterdir()} != {lock_file(Run(folder)).name}
+    return False
 
 
 def _folders(parent: Path) -> Iterator[Path]:
@@ -148,25 +156,6 @@ def _read_object(path: Path) -> tuple[dict[str, Any], str]:
     except (ValueError, RecursionError):
         return {}, f"{path.name} is no valid JSON"
     return (content, "") if isinstance(content, dict) else ({}, f"{path.name} holds something else")
-
-
-def _read_log(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """The epochs of a log.jsonl, and how many lines are none."""
-    try:
-        lines = path.read_bytes().splitlines()
-    except OSError:
-        return [], 0
-    entries, bad = [], 0
-    for line in lines:
-        try:
-            entry = json.loads(line) if line.strip() else None
-        except (ValueError, RecursionError):
-            entry = ()
-        if isinstance(entry, dict) and _whole(entry.get("epoch")) is not None:
-            entries.append(entry)
-        elif entry is not None:
-            bad += 1
-    return entries, bad
 
 
 def _names(run: Run, record: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from umamba_cli.pipeline.data.splits import Fold, choose_fold, read_folds
 from umamba_cli.pipeline.data.store import Store
 from umamba_cli.pipeline.data.workspace import Run, Workspace, valid_tag
 from umamba_cli.pipeline.devices import Compute, choose_compute, use_threads
-from umamba_cli.pipeline.errors import InputError
+from umamba_cli.pipeline.errors import InputError, Stopped
 from umamba_cli.pipeline.evaluation.evaluate import Evaluation
 from umamba_cli.pipeline.networks.registry import find_model
 from umamba_cli.pipeline.networks.scan import choose_backend
@@ -24,11 +24,11 @@ from umamba_cli.pipeline.planning.plans import Plans, read_plans
 from umamba_cli.pipeline.preprocessing.dataset import require_preprocessed
 from umamba_cli.pipeline.progress import OnProgress, Progress, ignore_progress
 from umamba_cli.pipeline.runs.lock import RunBusyError, RunLock, lock_file, running_file
+from umamba_cli.pipeline.runs.log import EpochLog, read_log
 from umamba_cli.pipeline.runs.network import compile_scan
 from umamba_cli.pipeline.runs.record import RunRecord, current_versions, now, read_record, write_record
 from umamba_cli.pipeline.training.augmentation import default_augmentation
 from umamba_cli.pipeline.training.distributed import World, connected, require_enough_patches, this_world
-from umamba_cli.pipeline.training.epoch_log import EpochLog, read_log
 from umamba_cli.pipeline.training.loader import prepare_loader_workers
 from umamba_cli.pipeline.training.patches import PreviousStage
 from umamba_cli.pipeline.training.settings import (
@@ -156,8 +156,13 @@ def prepare_training(
     require_enough_patches(settings.batch_size, world)
     network = seeded_network(record, settings, store, parts)  # what cannot be built is refused here
     source = None
-    if settings.init_from and not run.checkpoint("latest").is_file():
+    if settings.init_from and not (goes_on and run.checkpoint("latest").is_file()):
         source = read_source(Path(settings.init_from), job.fold)
+        if source.run == run.folder.resolve():  # its weights would be gone before new ones are there
+            raise InputError(
+                f"the training in {run.folder} cannot begin with its own weights",
+                next_step="keep both with --tag NAME",
+            )
     return replace(prepared, network=network, source=source)
 
 
@@ -194,9 +199,16 @@ def train_fold(
         record = prepared.record
         around = Surroundings(compute, world, job.workers, lock, job.tensorboard, on_progress)
         if prepared.network is None:
-            log = read_log(run)
+            log = read_log(run)[0]
+            around.on_progress(Progress("train", len(log), len(log), note=f"{run.folder} is trained already"))
         else:
-            log = _train(prepared, prepared.network, around, parts, job.workspace)
+            try:
+                log = _train(prepared, prepared.network, around, parts, job.workspace)
+            except Stopped as error:
+                if not job.restart:
+                    raise
+                again = "run the same command again, but without --restart, to go on there"
+                raise Stopped(error.problem, next_step=again) from error
         previous = _previous_stage(job.workspace, record, around) if cases_to_predict(run, record) else None
         evaluation = validate_fold(run, record, prepared.store, around, job.workspace, parts, previous=previous)
     return TrainingResult(run, log, evaluation, compute)
@@ -230,7 +242,7 @@ def device_of(device: str, world: World) -> str:
 def _go_on(job: TrainingJob, run: Run, plans: Plans, fold: Fold) -> RunRecord:
     """The record of the training that is there, where it can go on as asked."""
     record = read_record(run)
-    require_same_settings(TrainingSettings.from_json(record.settings), job.chosen)
+    require_same_settings(TrainingSettings.from_json(record.settings), job.chosen, str(run.folder))
     changed = [
         what
         for what, saved, current in (
@@ -285,6 +297,11 @@ def _train(
 ) -> list[EpochLog]:
     run, record, settings = prepared.run, prepared.record, prepared.settings
     taken = take_weights(network, prepared.source) if prepared.source else None
+    compile_scan([network], around.compute.device, around.on_progress)
+    # Before anything is written, so that what would fit can be tried in the same folder.
+    trial = new_loop(run, record, settings, prepared.store, network, around, parts=parts)
+    try_memory(trial.step, network, trial.plan, replace(settings, batch_size=trial.maker.patches_a_batch))
+    around.world.wait()
     if around.world.is_first:
         if not prepared.goes_on:
             _clear(run)
@@ -295,11 +312,8 @@ def _train(
     if taken:
         _tell_taken(taken, around.on_progress)
     previous = _previous_stage(workspace, record, around)
-    loop = new_loop(run, record, settings, prepared.store, network, around, parts=parts, previous=previous)
-    compile_scan([network], around.compute.device, around.on_progress)
-    try_memory(loop.step, network, loop.plan, replace(settings, batch_size=loop.maker.patches_a_batch))
     around.world.wait()
-    return loop.train()
+    return new_loop(run, record, settings, prepared.store, network, around, parts=parts, previous=previous).train()
 
 
 def _previous_stage(workspace: Workspace, record: RunRecord, around: Surroundings) -> PreviousStage | None:
@@ -327,4 +341,4 @@ def _tell_taken(taken: Taken, on_progress: OnProgress) -> None:
         shown.append(f"  and {len(taken.left) - _MOST_LISTED} more, listed in run.json")
     left = "; these begin anew:" if taken.left else ""
     text = f"{taken.taken} of {taken.taken + len(taken.left)} tensors are those of {taken.source}{left}"
-    on_progress(Progress("train", 0, 1, warning="\n".join([text, *shown])))
+    on_progress(Progress("train", 0, 1, note="\n".join([text, *shown])))

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
+from umamba_cli.pipeline.data.files import remove_leftovers
 from umamba_cli.pipeline.data.images import write_label_map
 from umamba_cli.pipeline.data.store import Store
 from umamba_cli.pipeline.data.workspace import Run, Workspace
@@ -43,6 +46,8 @@ def validate_fold(
         return None
     world, cases = around.world, workspace.dataset().select(record.val_cases)
     own = cases_to_predict(run, record)[world.rank :: world.size]
+    if world.is_first:
+        remove_leftovers(run.validation)
     around.on_progress(Progress("validate", 0, len(own)))
     predictor = _predictor(run, record, around, parts) if own else None
     for done, name in enumerate(own, start=1):
@@ -50,6 +55,9 @@ def validate_fold(
         case = store.case(name)
         geometry = CaseGeometry.from_json(case.properties["geometry"])
         logits = predictor.logits(network_input(case, record, previous))
+        if not np.isfinite(logits).all():
+            text = f"what the network finds in {name} is not finite: look at this case and its preprocessed file"
+            around.on_progress(Progress("validate", done - 1, len(own), warning=text))
         labels = labels_on_image_grid(logits, geometry, record.network_configuration, record.dataset)
         write_label_map(_target(run, record, name), labels, geometry.grid)
         around.on_progress(Progress("validate", done, len(own), step=name))

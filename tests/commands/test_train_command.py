@@ -198,6 +198,89 @@ def test_fine_tuning_takes_what_fits(umamba: Callable, own_workspace: Path, tiny
         np.testing.assert_allclose(ours[name], theirs[name], atol=1e-6)
 
 
+def test_starting_over_begins_with_the_other_weights(umamba: Callable, own_workspace: Path, tmp_path: Path) -> None:
+    assert umamba("train", own_workspace, *QUICK, "--seed", 5, "--tag", "source").code == 0
+    source = own_workspace / "runs/unet__3d_fullres__source/fold_0"
+    assert umamba("train", own_workspace, *QUICK).code == 0
+    run = run_of(own_workspace)
+    again = umamba("train", own_workspace, *QUICK, "--restart", "--init-from", source, "--lr", 1e-30)
+    assert again.code == 0, again.err
+    assert record_of(run)["initialised"]["left"] == []
+    ours, theirs = (read_checkpoint(Run(folder).checkpoint("final")).weights for folder in (run.folder, source))
+    assert all(np.allclose(ours[name], theirs[name], atol=1e-6) for name in ours)
+    refused = umamba("train", own_workspace, *QUICK, "--restart", "--init-from", run.folder)
+    assert refused.code == 2
+    assert "its own weights" in refused.err
+    assert run.is_finished
+
+
+def test_what_does_not_fit_leaves_the_folder_to_what_does(umamba: Callable, own_workspace: Path) -> None:
+    refused = umamba("train", own_workspace, *QUICK, "--batch-size", 10_000_000)
+    assert refused.code == 2
+    assert "does not fit" in refused.err
+    assert "--memory" not in refused.err, "the batch is too large, not the plan"
+    assert json.loads(umamba("status", own_workspace, "--json").out)["runs"] == []
+    assert umamba("train", own_workspace, *QUICK, "--batch-size", 1).code == 0
+
+
+def test_a_damaged_log_costs_its_lines_alone(umamba: Callable, own_workspace: Path) -> None:
+    assert umamba("train", own_workspace, *QUICK).code == 0
+    run = run_of(own_workspace)
+    for content in (b'{"epoch": 1}\n{"epoch', b"\xff\xfe\n", b"[1, 2]\n"):
+        run.checkpoint("final").unlink(missing_ok=True)
+        run.log_file.write_bytes(content)
+        done = umamba("train", own_workspace, *QUICK)
+        assert done.code == 0, done.err
+        assert "1 lines of" in done.err
+        run.log_file.write_bytes(content)
+        assert umamba("train", own_workspace, *QUICK, "--json").code == 0
+
+
+def test_folds_have_the_same_splits(own_workspace: Path) -> None:
+    from umamba_cli.pipeline.data.workspace import open_workspace
+    from umamba_cli.pipeline.errors import InputError
+    from umamba_cli.pipeline.progress import Progress
+    from umamba_cli.pipeline.training.settings import SettingsChosen
+    from umamba_cli.pipeline.workflows.folds import train_folds
+    from umamba_cli.pipeline.workflows.train import TrainingJob
+
+    workspace = open_workspace(own_workspace)
+    tasks = set()
+
+    def edit(progress: Progress) -> None:
+        tasks.add(progress.task)
+        if progress.task == "fold 0: validate":
+            folds = json.loads(workspace.splits_file.read_text())
+            workspace.splits_file.write_text(json.dumps(folds[::-1]))
+
+    chosen = SettingsChosen(epochs=1, iterations=1)
+    job = TrainingJob(workspace, model="unet", device="cpu", workers=0, chosen=chosen)
+    with pytest.raises(InputError, match="fold 1 was not begun"):
+        train_folds(job, [0, 1], on_progress=edit)
+    assert run_of(own_workspace).is_finished
+    assert not run_of(own_workspace, 1).folder.exists()
+
+
+def test_folds_may_be_given_one_by_one(umamba: Callable, own_workspace: Path) -> None:
+    done = umamba("train", own_workspace, *QUICK, "-f", 0, "-f", 3)
+    assert done.code == 0, done.err
+    assert [run_of(own_workspace, fold).is_finished for fold in (0, 1, 3)] == [True, False, True]
+    assert "fold 3: train 1/1" in done.err
+    again = umamba("train", own_workspace, *QUICK, "--optimizer", "foo")
+    assert "there is no optimizer 'foo'" in again.err, "not that the training has another one"
+
+
+def test_a_dry_run_looks_at_several_processes_too(umamba: Callable, own_workspace: Path) -> None:
+    refused = umamba("train", own_workspace, *QUICK, "--gpus", 3, "--batch-size", 2, "--dry-run")
+    assert refused.code == 2
+    assert "cannot be spread over 3 processes" in refused.err
+    shown = umamba("train", own_workspace, *QUICK, "--gpus", 2, "--dry-run", "--json")
+    alone = umamba("train", own_workspace, *QUICK, "--dry-run", "--json")
+    assert json.loads(shown.out)["processes"] == 2
+    peaks = [json.loads(done.out)["model"]["memory"]["peak_bytes"] for done in (shown, alone)]
+    assert peaks[0] < peaks[1]
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

@@ -61,7 +61,7 @@ def test_a_killed_trainings_note_does_not_count(tmp_path: Path) -> None:
     assert holder(run) is None
 
 
-@pytest.mark.parametrize(("seconds_ago", "is_alive"), [(10, True), (1000, False)])
+@pytest.mark.parametrize(("seconds_ago", "is_alive"), [(10, True), (1000, False), (-30, True), (-100_000, False)])
 def test_another_machines_note_counts_while_it_is_fresh(tmp_path: Path, seconds_ago: int, is_alive: bool) -> None:
     """Not every network file system has locks between machines."""
     run = Run(tmp_path / "run")

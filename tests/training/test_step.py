@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 import platform
 import subprocess
@@ -12,6 +13,7 @@ from torch import nn
 from umamba_cli.pipeline.devices import choose_compute
 from umamba_cli.pipeline.training.loader import Batch
 from umamba_cli.pipeline.training.losses import SegmentationLoss
+from umamba_cli.pipeline.training.position import left_as_it_is
 from umamba_cli.pipeline.training.step import TrainingStep
 
 
@@ -64,6 +66,26 @@ def test_a_step_without_a_finite_gradient_leaves_the_network_alone() -> None:
     assert not made
     assert math.isnan(loss)
     assert all(torch.equal(p, b) for p, b in zip(network.parameters(), before, strict=True))
+
+
+def test_what_another_process_has_no_number_for_is_no_step_here() -> None:
+    network, data = OneHead(1, 3, 3, padding=1), batch()
+    before = [p.detach().clone() for p in network.parameters()]
+    step = dataclasses.replace(step_of(network), in_any=lambda bad: True)
+    loss, made = step(data)
+    assert not made
+    assert math.isfinite(loss)
+    assert all(torch.equal(p, b) for p, b in zip(network.parameters(), before, strict=True))
+
+
+def test_a_look_leaves_statistics_and_random_numbers_alone() -> None:
+    network = nn.Sequential(nn.BatchNorm1d(2), nn.Dropout())
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    drawn = torch.get_rng_state()
+    with left_as_it_is(network, []):
+        network(torch.randn(5, 2))
+    assert torch.equal(torch.get_rng_state(), drawn)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's malloc can be told to keep memory")

@@ -172,9 +172,13 @@ def test_a_cpu_without_room_is_refused_with_what_would_fit() -> None:
 
 def test_the_last_resort_is_another_plan(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fitting, "memory_to_plan_for", lambda *_: 5.5)
+    monkeypatch.setattr(fitting, "_GIB", 1)  # the networks here are a billion times smaller than real ones
     error = memory_error(network(), plan(), settings(), compute(), peak(1, checkpointing=True) // 2, loss=LOSS)
     assert error.details == ()
     assert error.next_step == "plan again with `umamba plan DATASET --memory 5.5`"
+    monkeypatch.setattr(fitting, "_GIB", 2**30)  # for more than is free nobody need plan
+    error = memory_error(network(), plan(), settings(), compute(), peak(1, checkpointing=True) // 2, loss=LOSS)
+    assert "--memory" not in error.next_step
 
 
 def test_a_gpu_is_tried_instead(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ _COLUMNS = (
     "best Dice (epoch)",
     "final Dice",
     "left",
-    "moved ago",
+    "last change",
 )
 
 

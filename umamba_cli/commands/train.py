@@ -190,13 +190,19 @@ def train(
 
 
 def _train(console: Console, job: TrainingJob, folds: Sequence[int | str], *, is_first: bool) -> None:
+    from umamba_cli.pipeline.errors import Stopped
     from umamba_cli.pipeline.workflows.folds import train_folds
 
     if is_first:
         console.log_to(job.workspace.logs, "train")
     began = time.monotonic()
-    with console.progress() as on_progress:
-        trained = train_folds(job, folds, on_progress=on_progress)
+    try:
+        with console.progress() as on_progress:
+            trained = train_folds(job, folds, on_progress=on_progress)
+    except Stopped as stopped:
+        if is_first:
+            raise
+        sys.exit(stopped.exit_code)  # the first one says it
     if is_first:
         _show_trained(console, trained, began)
 

@@ -195,7 +195,7 @@ def _summary(epochs: Epochs) -> str:
     if not _any(mean):
         return f"Training: {count}"
     best = max((index for index in range(len(mean)) if not math.isnan(mean[index])), key=lambda index: mean[index])
-    return f"Training: {count}, best mean Dice {mean[best]:.3f} in epoch {epochs[best]['epoch']}"
+    return f"Training: {count}, best mean Dice on patches {mean[best]:.3f} in epoch {epochs[best]['epoch']}"
 
 
 def _values(epochs: Epochs, key: str) -> list[float]:

@@ -11,11 +11,10 @@ from typing import Any
 
 import torch
 
-from umamba_cli.pipeline.errors import InputError
+from umamba_cli.pipeline.errors import InputError, Stopped
 
 _SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
 _SECONDS_BETWEEN_LOOKS = 0.2
-_INTERRUPTED = 130
 
 
 def require_devices(processes: int, device: str) -> None:
@@ -69,7 +68,7 @@ def run_processes(arguments: Sequence[str], processes: int) -> int:
         codes = [failure.exitcode for _, failure in sorted(error.failures.items())]
         return next((code for code in codes if code > 0), 1)
     except SignalException:
-        return _INTERRUPTED
+        return Stopped.exit_code
     finally:
         logging.disable(logging.NOTSET)
     return 0

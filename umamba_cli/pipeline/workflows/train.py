@@ -297,10 +297,11 @@ def _train(
 ) -> list[EpochLog]:
     run, record, settings = prepared.run, prepared.record, prepared.settings
     taken = take_weights(network, prepared.source) if prepared.source else None
+    previous = _previous_stage(workspace, record, around)
+    loop = new_loop(run, record, settings, prepared.store, network, around, parts=parts, previous=previous)
     compile_scan([network], around.compute.device, around.on_progress)
-    # Before anything is written, so that what would fit can be tried in the same folder.
-    trial = new_loop(run, record, settings, prepared.store, network, around, parts=parts)
-    try_memory(trial.step, network, trial.plan, replace(settings, batch_size=trial.maker.patches_a_batch))
+    # Before anything is written here, so that what would fit can be tried in the same folder.
+    try_memory(loop.step, network, loop.plan, replace(settings, batch_size=loop.maker.patches_a_batch))
     around.world.wait()
     if around.world.is_first:
         if not prepared.goes_on:
@@ -311,9 +312,8 @@ def _train(
         write_record(run, record)
     if taken:
         _tell_taken(taken, around.on_progress)
-    previous = _previous_stage(workspace, record, around)
     around.world.wait()
-    return new_loop(run, record, settings, prepared.store, network, around, parts=parts, previous=previous).train()
+    return loop.train()
 
 
 def _previous_stage(workspace: Workspace, record: RunRecord, around: Surroundings) -> PreviousStage | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import io
 import os
 import signal
@@ -71,7 +72,6 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     # Threads that wait without spinning: on a machine shared with other work, spinning costs several times as much.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its warnings are for those who write trainings
-    own_process = arguments is None
     arguments = sys.argv[1:] if arguments is None else arguments
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the caller, as in `umamba ... 2>&-`
@@ -87,10 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             raise KeyboardInterrupt
     except BaseException as error:
         code = _exit_code(error, begins_anew="--restart" in arguments)
-    if own_process:  # all is done and said: a signal while Python ends would only spoil the exit code
-        for name in _SIGNALS:
-            if hasattr(signal, name):
-                signal.signal(getattr(signal, name), signal.SIG_IGN)
+    atexit.register(_leave_in_peace)
     sys.exit(code or 0)
 
 
@@ -104,6 +101,13 @@ def _end_as_by_ctrl_c() -> None:
         for name in _SIGNALS:
             if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN:  # as by nohup
                 signal.signal(getattr(signal, name), end)
+
+
+def _leave_in_peace() -> None:
+    """All is done and said: a signal while Python ends would only spoil the exit code."""
+    for name in _SIGNALS:
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 def _exit_code(error: BaseException, *, begins_anew: bool) -> int:

@@ -18,7 +18,7 @@ from umamba_cli.pipeline.errors import InputError
 from umamba_cli.pipeline.inference.predict import find_input, predict_cases
 from umamba_cli.pipeline.inference.predictor import Predictor, load_predictor
 from umamba_cli.pipeline.inference.previous_stage import with_label_channels
-from umamba_cli.pipeline.inference.sliding_window import WindowOptions, image_logits
+from umamba_cli.pipeline.inference.sliding_window import Window, WindowOptions
 from umamba_cli.pipeline.runs.bundle import write_bundle
 from umamba_cli.pipeline.runs.checkpoint import read_checkpoint
 from umamba_cli.pipeline.runs.record import read_record
@@ -161,7 +161,7 @@ def test_label_channels_are_mirrored_with_the_image(trained: Path) -> None:
     picture = with_label_channels(generator.standard_normal((1, *shape)).astype(np.float32), labels, (1, 2, 3, 4))
     options = WindowOptions(mirror_axes=(2,))
     answer, mirrored = (
-        image_logits([network], np.ascontiguousarray(given), shape, CPU, options)
+        Window([network], shape, CPU, options).logits(np.ascontiguousarray(given))
         for given in (picture, picture[..., ::-1])
     )
     np.testing.assert_allclose(mirrored[..., ::-1], answer, atol=1e-4)

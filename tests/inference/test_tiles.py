@@ -7,7 +7,7 @@ from torch import nn
 
 from umamba_cli.pipeline.devices import Compute
 from umamba_cli.pipeline.errors import InputError
-from umamba_cli.pipeline.inference.sliding_window import WindowOptions, image_logits
+from umamba_cli.pipeline.inference.sliding_window import Window, WindowOptions
 from umamba_cli.pipeline.inference.tiles import gaussian_weight, padding_to, tile_boxes, tile_starts
 
 CPU = Compute(torch.device("cpu"), "fp32", "a test")
@@ -63,13 +63,13 @@ class Voxelwise(nn.Module):
 @pytest.mark.parametrize("mirror_axes", [(), (0, 1, 2)])
 def test_a_volume_split_into_tiles_comes_together_again(shape: tuple[int, ...], mirror_axes: tuple[int, ...]) -> None:
     image = np.random.default_rng(0).standard_normal((1, *shape)).astype(np.float32)
-    logits = image_logits([Voxelwise()], image, (8, 16, 16), CPU, WindowOptions(0.5, mirror_axes))
+    logits = Window([Voxelwise()], (8, 16, 16), CPU, WindowOptions(0.5, mirror_axes)).logits(image)
     np.testing.assert_allclose(logits, np.concatenate((image, image**2, -image)), rtol=1e-5, atol=1e-5)
 
 
 def test_slices_for_a_flat_network() -> None:
     image = np.random.default_rng(0).standard_normal((1, 3, 20, 21)).astype(np.float32)
-    logits = image_logits([Voxelwise()], image, (16, 16), CPU, WindowOptions(0.5, (0, 1)))
+    logits = Window([Voxelwise()], (16, 16), CPU, WindowOptions(0.5, (0, 1))).logits(image)
     np.testing.assert_allclose(logits, np.concatenate((image, image**2, -image)), rtol=1e-5, atol=1e-5)
 
 
@@ -82,9 +82,9 @@ class Position(nn.Module):
 
 def test_mirrored_answers_are_turned_back_before_they_are_averaged() -> None:
     image = np.zeros((1, 8, 16, 16), dtype=np.float32)
-    plain = image_logits([Position()], image, (8, 16, 16), CPU, WindowOptions())
+    plain = Window([Position()], (8, 16, 16), CPU, WindowOptions()).logits(image)
     np.testing.assert_allclose(plain[0, 0, 0], np.arange(16), rtol=1e-6)
-    mirrored = image_logits([Position()], image, (8, 16, 16), CPU, WindowOptions(mirror_axes=(2,)))
+    mirrored = Window([Position()], (8, 16, 16), CPU, WindowOptions(mirror_axes=(2,))).logits(image)
     np.testing.assert_allclose(mirrored, np.full_like(image, 7.5), rtol=1e-6)
 
 
@@ -99,5 +99,5 @@ class Constant(nn.Module):
 
 def test_networks_are_averaged() -> None:
     image = np.zeros((1, 8, 16, 16), dtype=np.float32)
-    logits = image_logits([Constant(1.0), Constant(4.0)], image, (8, 16, 16), CPU, WindowOptions())
+    logits = Window([Constant(1.0), Constant(4.0)], (8, 16, 16), CPU, WindowOptions()).logits(image)
     np.testing.assert_allclose(logits, 2.5)

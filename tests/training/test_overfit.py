@@ -9,7 +9,7 @@ import pytest
 from small_trainings import PLAN, SETTINGS, SHAPE, small_loop
 
 from umamba_cli.pipeline.data.store import Store
-from umamba_cli.pipeline.inference.sliding_window import WindowOptions, image_logits
+from umamba_cli.pipeline.inference.sliding_window import Window, WindowOptions
 
 
 @pytest.mark.parametrize("model", ["unet", "resenc", "umamba-none", "umamba-bot", "umamba-enc"])
@@ -28,7 +28,7 @@ def test_one_case_is_learnt_by_heart(model: str, tmp_path: Path) -> None:
     log = loop.train()
     assert log[-1]["train_loss"] < log[0]["train_loss"] - 0.5
     case = Store(tmp_path / "store").case("case")
-    predicted = image_logits([loop.network.eval()], case.image[:], SHAPE, loop.compute, WindowOptions()).argmax(0)
+    predicted = Window([loop.network.eval()], SHAPE, loop.compute, WindowOptions()).logits(case.image[:]).argmax(0)
     for label in (1, 2):
         ours, reference = predicted == label, case.labels[0] == label
         dice = 2 * (ours & reference).sum() / (ours.sum() + reference.sum())

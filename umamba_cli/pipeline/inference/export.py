@@ -2,16 +2,117 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from umamba_cli.pipeline.data.dataset import DatasetDescription
 from umamba_cli.pipeline.geometry import Shape, Spacing
+from umamba_cli.pipeline.inference.finer_grid import FinerGrid
+from umamba_cli.pipeline.inference.tile_sums import Slab, array_in_file
 from umamba_cli.pipeline.planning.plans import Configuration
 from umamba_cli.pipeline.preprocessing.case import CaseGeometry
-from umamba_cli.pipeline.preprocessing.resampling import resample_image
+from umamba_cli.pipeline.preprocessing.resampling import resample_image, thick_axis
+
+
+class LabelExport:
+    """The label map of an image on its own grid, made from its logits slab by slab."""
+
+    def __init__(self, geometry: CaseGeometry, configuration: Configuration, dataset: DatasetDescription) -> None:
+        """A label map that is background everywhere.
+
+        Args:
+            geometry: how the case was preprocessed.
+            configuration: of the plans; says how probabilities are resampled.
+            dataset: says what the outputs are.
+        """
+        self._dataset = dataset
+        kind = np.uint8 if max(_written(dataset), default=0) < 2**8 else np.uint16
+        self._whole = _OnImageGrid(geometry, kind)
+        self._slabs = _Slabs(geometry, configuration)
+
+    def take(self, slab: Slab) -> None:
+        """Go on with the next slab of logits."""
+        for grid, part in self._slabs.ready(slab):
+            for planes, labels in grid.labels(part, lambda values: _labels_of(values, self._dataset)):
+                self._whole.crop[planes] = labels
+
+    def finish(self) -> NDArray[np.unsignedinteger[Any]]:
+        """The label map (z, y, x) on the image's grid, after all slabs."""
+        return self._whole.array
+
+
+class ProbabilityExport:
+    """The probability of each output at each voxel of an image, made slab by slab in a temporary file.
+
+    Outside the crop the background has probability 1, and every region 0.
+    """
+
+    def __init__(self, geometry: CaseGeometry, configuration: Configuration, dataset: DatasetDescription) -> None:
+        """Arguments are those of `LabelExport`."""
+        self._dataset = dataset
+        self._whole = _OnImageGrid(geometry, np.float32, channels=dataset.num_outputs)
+        if not dataset.has_regions:
+            self._whole.array[0] = 1
+        self._slabs = _Slabs(geometry, configuration)
+
+    def take(self, slab: Slab) -> None:
+        """Go on with the next slab of logits."""
+        for grid, part in self._slabs.ready(slab):
+            for planes, values in grid.values(part):
+                probabilities = values.sigmoid() if self._dataset.has_regions else values.softmax(-1)
+                self._whole.crop[:, planes] = probabilities.movedim(-1, 0).cpu().numpy()
+
+    def finish(self) -> NDArray[np.float32]:
+        """float32 (outputs, z, y, x) on the image's grid, after all slabs."""
+        return self._whole.array
+
+
+class _OnImageGrid:
+    """An array on the image's grid, and the view of it that the crop is, in the transposed axes."""
+
+    def __init__(self, geometry: CaseGeometry, kind: type[np.generic], channels: int | None = None) -> None:
+        more = () if channels is None else (channels,)
+        shape = (*more, *geometry.grid.shape)
+        self.array: NDArray[Any] = np.zeros(shape, kind) if channels is None else array_in_file(shape, kind)
+        axes = [axis + len(more) for axis in geometry.transpose]
+        transposed = self.array.transpose(*range(len(more)), *axes)
+        self.crop = transposed[geometry.crop.slices_of_channels if more else geometry.crop.slices]
+
+
+class _Slabs:
+    """What slabs of logits become on the image's own spacing, over the crop."""
+
+    def __init__(self, geometry: CaseGeometry, configuration: Configuration) -> None:
+        self._geometry, self._configuration = geometry, configuration
+        resampling = configuration.resampling_fn_probabilities_kwargs
+        axis = thick_axis(geometry.new_spacing_mm, geometry.spacing_mm, separate=resampling.force_separate_z)
+        self._by_splines = resampling.order > 1 and geometry.new_shape != geometry.crop.shape
+        shape = geometry.crop.shape if self._by_splines else geometry.new_shape
+        self._grid = FinerGrid(shape, geometry.crop.shape, thick_axis=axis, linear=resampling.order == 1)
+        self._logits: NDArray[np.float32] | None = None  # all of them, where splines need them together
+
+    def ready(self, slab: Slab) -> Iterator[tuple[FinerGrid, Slab]]:
+        """What can be worked on now."""
+        if not self._by_splines:
+            yield self._grid, slab
+            return
+        if self._logits is None:
+            self._logits = np.empty((slab.values.shape[-1], *self._geometry.new_shape), dtype=np.float32)
+        self._logits[:, slab.planes] = slab.values.movedim(-1, 0).cpu().numpy()
+        if slab.planes.stop == self._geometry.new_shape[0]:
+            resampled = resample_logits(
+                self._logits,
+                self._configuration,
+                self._geometry.new_spacing_mm,
+                self._geometry.crop.shape,
+                self._geometry.spacing_mm,
+            )
+            yield self._grid, Slab(0, torch.from_numpy(resampled).movedim(0, -1))
 
 
 def labels_on_image_grid(
@@ -30,18 +131,30 @@ def labels_on_image_grid(
     Returns:
         (z, y, x) on `geometry.grid`; background outside the crop.
     """
-    return geometry.labels_on_image_grid(labels_of_logits(_on_crop(logits, geometry, configuration), dataset))
+    export = LabelExport(geometry, configuration, dataset)
+    export.take(Slab(0, torch.from_numpy(logits).movedim(0, -1)))
+    return export.finish()
 
 
 def labels_of_logits(logits: NDArray[np.float32], dataset: DatasetDescription) -> NDArray[np.uint16]:
     """The label map (z, y, x) of logits (outputs, z, y, x); see `labels_on_image_grid`."""
-    if not dataset.has_regions:
-        most_likely: NDArray[np.uint16] = logits.argmax(0).astype(np.uint16)
-        return most_likely
-    labels = np.zeros(logits.shape[1:], dtype=np.uint16)
-    for value, region in zip(dataset.regions_class_order or (), logits, strict=True):
-        labels[region > 0] = value  # the sigmoid is above 1/2
+    labels: NDArray[np.uint16] = _labels_of(torch.from_numpy(logits).movedim(0, -1), dataset).numpy().astype(np.uint16)
     return labels
+
+
+def _labels_of(values: Tensor, dataset: DatasetDescription) -> Tensor:
+    """Logits (..., outputs) to labels, int32 (...)."""
+    if not dataset.has_regions:
+        return values.argmax(-1).int()
+    labels = values.new_zeros(values.shape[:-1], dtype=torch.int32)
+    for value, region in zip(dataset.regions_class_order or (), values.unbind(-1), strict=True):
+        labels.masked_fill_(region > 0, value)  # the sigmoid is above 1/2
+    return labels
+
+
+def _written(dataset: DatasetDescription) -> tuple[int, ...]:
+    """The values that label maps of a dataset can have."""
+    return tuple(dataset.regions_class_order or ()) if dataset.has_regions else tuple(range(dataset.num_classes))
 
 
 def probabilities_on_image_grid(
@@ -49,22 +162,11 @@ def probabilities_on_image_grid(
 ) -> NDArray[np.float32]:
     """The probability of each output at each voxel of the image, float32 (outputs, z, y, x).
 
-    Outside the crop the background has probability 1, and every region 0. Arguments as for `labels_on_image_grid`.
+    Arguments as for `labels_on_image_grid`.
     """
-    resampled = _on_crop(logits, geometry, configuration)
-    if dataset.has_regions:
-        from scipy.special import expit
-
-        probabilities = expit(resampled)
-    else:
-        probabilities = np.exp(resampled - resampled.max(0))
-        probabilities /= probabilities.sum(0)
-    whole = np.zeros((len(logits), *(geometry.grid.shape[axis] for axis in geometry.transpose)), dtype=np.float32)
-    if not dataset.has_regions:
-        whole[0] = 1
-    whole[geometry.crop.slices_of_channels] = probabilities
-    back: NDArray[np.float32] = whole.transpose(0, *(np.argsort(geometry.transpose) + 1))
-    return back
+    export = ProbabilityExport(geometry, configuration, dataset)
+    export.take(Slab(0, torch.from_numpy(logits).movedim(0, -1)))
+    return export.finish()
 
 
 def resample_logits(
@@ -79,8 +181,3 @@ def resample_logits(
     return resample_image(
         logits, new_shape, spacing_mm, new_spacing_mm, order=resampling.order, separate=resampling.force_separate_z
     )
-
-
-def _on_crop(logits: NDArray[np.float32], geometry: CaseGeometry, configuration: Configuration) -> NDArray[np.float32]:
-    """The logits at the image's own spacing, over the part that was kept of it."""
-    return resample_logits(logits, configuration, geometry.new_spacing_mm, geometry.crop.shape, geometry.spacing_mm)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,10 @@ from umamba_cli.pipeline.data.dataset import Case, find_images
 from umamba_cli.pipeline.data.files import replacing
 from umamba_cli.pipeline.data.images import file_ending, read_image, write_label_map
 from umamba_cli.pipeline.errors import InputError, UmambaError
-from umamba_cli.pipeline.inference.export import labels_on_image_grid, probabilities_on_image_grid
-from umamba_cli.pipeline.inference.predictor import Predictor
+from umamba_cli.pipeline.geometry import Grid
+from umamba_cli.pipeline.inference.ahead import InBackground, one_ahead
+from umamba_cli.pipeline.inference.predictor import Exported, Predictor
+from umamba_cli.pipeline.preprocessing.case import PreprocessedCase
 from umamba_cli.pipeline.progress import OnProgress, Progress, ignore_progress
 from umamba_cli.pipeline.runs.network import compile_scan
 
@@ -79,21 +82,39 @@ def predict_cases(
             f"{output} holds the images themselves, label maps beside them would be taken for images",
             next_step="choose another output folder",
         )
-    predicted, skipped, failed = [], [], {}
-    compile_scan(predictor.networks, predictor.compute.device, on_progress)
-    on_progress(Progress("predict", 0, len(cases)))
-    for done, case in enumerate(cases, start=1):
-        target = output / f"{case.identifier}{ending}"
+    targets = {case.identifier: output / f"{case.identifier}{ending}" for case in cases}
+
+    def is_done(case: Case) -> bool:
+        target = targets[case.identifier]
         wanted = [target, *([_probabilities_file(target)] if save_probabilities else [])]
-        if not overwrite and all(path.is_file() for path in wanted):
-            skipped.append(case.identifier)
-        else:
-            try:
-                _predict_case(predictor, case, target, save_probabilities)
-                predicted.append(case.identifier)
-            except InputError as error:
-                failed[case.identifier] = error.problem
-        on_progress(Progress("predict", done, len(cases), step=case.identifier))
+        return not overwrite and all(path.is_file() for path in wanted)
+
+    skipped = [case.identifier for case in cases if is_done(case)]
+    todo = [case for case in cases if case.identifier not in skipped]
+    predicted: list[str] = []
+    failed: dict[str, str] = {}
+    compile_scan(predictor.networks, predictor.compute.device, on_progress)
+
+    def report(step: str = "") -> None:
+        on_progress(Progress("predict", len(skipped) + len(predicted) + len(failed), len(cases), step=step))
+
+    def readable() -> Iterator[tuple[str, PreprocessedCase]]:
+        # The network of a cascade's first stage works on the case here: it would only get in the second one's way.
+        prepared = _prepare(predictor, todo)
+        for name, case in prepared if predictor.previous else one_ahead(prepared):
+            if isinstance(case, InputError):
+                failed[name] = case.problem
+                report(name)
+            else:
+                yield name, case
+
+    report()
+    with InBackground() as writing:
+        begun = (((name, case.geometry.grid), case) for name, case in readable())
+        for (name, grid), found in predictor.export(begun, probabilities=save_probabilities):
+            writing.call(partial(_write, targets[name], found, grid))
+            predicted.append(name)
+            report(name)
     return PredictionResult(tuple(predicted), tuple(skipped), failed)
 
 
@@ -119,16 +140,26 @@ def _probabilities_file(target: Path) -> Path:
     return target.with_name(target.name.removesuffix(file_ending(target)) + ".npz")
 
 
-def _predict_case(predictor: Predictor, case: Case, target: Path, save_probabilities: bool) -> None:
+def _write(target: Path, found: Exported, grid: Grid) -> None:
+    if found.probabilities is not None:
+        with replacing(_probabilities_file(target)) as temporary:
+            np.savez_compressed(temporary, probabilities=found.probabilities)
+    write_label_map(target, found.labels, grid)
+
+
+def _prepare(predictor: Predictor, cases: Iterable[Case]) -> Iterator[tuple[str, PreprocessedCase | InputError]]:
+    """Read and preprocess cases; what is wrong with one comes in its place."""
+    for case in cases:
+        try:
+            yield case.identifier, _preprocessed(predictor, case)
+        except InputError as error:
+            yield case.identifier, error
+
+
+def _preprocessed(predictor: Predictor, case: Case) -> PreprocessedCase:
     if problems := numbering_problems(case, predictor.record.dataset):
         raise InputError("; ".join(problems), next_step="give one file a channel, CASE_0000, CASE_0001, ...")
     image = read_image(case.images)
     if problems := not_finite_problems("image", image.voxels):
         raise InputError("; ".join(problems), next_step="correct the image")
-    preprocessed = predictor.preprocess(image)
-    logits = predictor.logits(preprocessed.image)
-    how = preprocessed.geometry, predictor.record.network_configuration, predictor.record.dataset
-    if save_probabilities:
-        with replacing(_probabilities_file(target)) as temporary:
-            np.savez_compressed(temporary, probabilities=probabilities_on_image_grid(logits, *how))
-    write_label_map(target, labels_on_image_grid(logits, *how), preprocessed.geometry.grid)
+    return predictor.preprocess(image)

@@ -2,33 +2,61 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from umamba_cli.pipeline.data.images import Image
+from umamba_cli.pipeline.data.checks import not_finite_problems
+from umamba_cli.pipeline.data.images import Image, read_image, write_label_map
 from umamba_cli.pipeline.data.workspace import Run
-from umamba_cli.pipeline.devices import Compute, channels_last
+from umamba_cli.pipeline.devices import Compute, channels_last, choose_compute
 from umamba_cli.pipeline.errors import InputError, UmambaError
+from umamba_cli.pipeline.geometry import FLAT_SPACING_MM, Grid, numbers_text
+from umamba_cli.pipeline.inference.export import LabelExport, ProbabilityExport
 from umamba_cli.pipeline.inference.previous_stage import (
     find_previous_runs,
     labels_for_next_stage,
     require_same_images,
     with_label_channels,
 )
-from umamba_cli.pipeline.inference.sliding_window import WindowOptions, image_logits
+from umamba_cli.pipeline.inference.sliding_window import Window, WindowOptions
 from umamba_cli.pipeline.networks.scan import choose_backend
 from umamba_cli.pipeline.preprocessing.case import CaseGeometry, PreprocessedCase, preprocess
 from umamba_cli.pipeline.runs.bundle import Bundle, open_bundle, weights_name
 from umamba_cli.pipeline.runs.checkpoint import read_checkpoint
+from umamba_cli.pipeline.runs.model import choose_folds, choose_runs, made_of, refuse_foreign
 from umamba_cli.pipeline.runs.network import previous_labels, recorded_network
 from umamba_cli.pipeline.runs.record import RunRecord, read_record
+
+Key = TypeVar("Key")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was found in an image, on its own grid."""
+
+    labels: NDArray[np.unsignedinteger[Any]]
+    """(z, y, x)."""
+
+    probabilities: NDArray[np.float32] | None
+    """(outputs, z, y, x), in a temporary file; None where they were not asked for."""
+
+
+@dataclass(frozen=True)
+class _Begun(Generic[Key]):
+    """A case whose slabs are coming."""
+
+    key: Key
+    planes: int
+    labels: LabelExport
+    probabilities: ProbabilityExport | None
 
 
 @dataclass(frozen=True)
@@ -42,6 +70,80 @@ class Predictor:
 
     previous: Predictor | None = None
     """Of a cascade's previous stage, whose label map the networks get besides the image."""
+
+    @classmethod
+    def load(
+        cls,
+        model: str | Path,
+        *,
+        folds: Sequence[int | str] = (),
+        device: str = "auto",
+        precision: str = "auto",
+        mirroring: bool = True,
+        step: float = 0.5,
+    ) -> Predictor:
+        """Load a trained model, ready to predict.
+
+        Args:
+            model: a run's folder (`fold_0`), the folder above its folds, or a bundle (`model.zip`).
+            folds: those to average; none means the numbered ones that are finished, or `fold_all`.
+            device: `auto`, `cpu`, `cuda`, `cuda:1` or `mps`.
+            precision: `auto`, `fp32`, `bf16` or `fp16`.
+            mirroring: average over mirrored images.
+            step: distance between tiles, as a share of a tile.
+
+        Raises:
+            InputError: there is no such model or device, or a file of the model is not what it should be.
+        """
+        return load_predictor(Path(model), folds, choose_compute(device, precision), mirroring=mirroring, step=step)
+
+    def predict(self, array: NDArray[Any], spacing: Sequence[float]) -> NDArray[np.unsignedinteger[Any]]:
+        """Segment an image that is in memory.
+
+        May be called again and again, and from several threads.
+
+        Args:
+            array: intensities as in the files that the model was trained on, (channels, z, y, x); without the axis of
+                channels where there is one; (channels, y, x) or (y, x) with a spacing of two numbers.
+            spacing: millimetres between voxel centres along [z,] y, x.
+
+        Returns:
+            The label map, [z,] y, x.
+
+        Raises:
+            InputError: axes, channels or spacing do not fit, or voxels are not finite.
+        """
+        image = image_of_array(array, spacing)
+        labels = self._labels(image)
+        return labels[0] if image.grid.is_2d_file else labels
+
+    def predict_file(
+        self, images: str | Path | Sequence[str | Path], output: str | Path | None = None
+    ) -> NDArray[np.unsignedinteger[Any]]:
+        """Segment an image in files.
+
+        Args:
+            images: one file, or one for each channel in the order of `dataset.json`.
+            output: where to write the label map, on the image's grid; its ending names the format. None: nowhere.
+
+        Returns:
+            The label map (z, y, x), whose first axis is one voxel long for a 2D file.
+
+        Raises:
+            InputError: a file is no image, or has other channels than the training had.
+            WorkError: the output cannot be written.
+        """
+        image = read_image([Path(images)] if isinstance(images, str | Path) else [Path(path) for path in images])
+        labels = self._labels(image)
+        if output is not None:
+            write_label_map(Path(output), labels, image.grid)
+        return labels
+
+    def _labels(self, image: Image) -> NDArray[np.unsignedinteger[Any]]:
+        if problems := not_finite_problems("image", image.voxels):
+            raise InputError("; ".join(problems), next_step="correct the image")
+        ((_, found),) = self.export([(None, self.preprocess(image))])
+        return found.labels
 
     def preprocess(self, image: Image) -> PreprocessedCase:
         """An image as the networks see it; in a cascade with what the previous stage, which is run here, finds in it.
@@ -80,8 +182,60 @@ class Predictor:
 
         In a cascade the channels are the image's and those of the previous stage's labels; see `with_label_channels`.
         """
-        patch_size = self.record.network_configuration.patch_size
-        return image_logits(self.networks, image, patch_size, self.compute, self.options)
+        return self._window.logits(image)
+
+    def export(
+        self, cases: Iterable[tuple[Key, PreprocessedCase]], *, probabilities: bool = False
+    ) -> Iterator[tuple[Key, Exported]]:
+        """What the networks find in preprocessed cases, each on its image's own grid, in the order of the cases.
+
+        No more than a few slabs of a case's logits are in memory at a time; tiles of small cases share batches.
+
+        Args:
+            cases: each with what the caller knows it by; taken when there is room for it in a batch.
+            probabilities: export these too.
+        """
+        how = self.record.network_configuration, self.record.dataset
+
+        def begun() -> Iterator[tuple[_Begun[Key], NDArray[np.float32]]]:
+            for key, case in cases:
+                labels = LabelExport(case.geometry, *how)
+                more = ProbabilityExport(case.geometry, *how) if probabilities else None
+                yield _Begun(key, case.image.shape[1], labels, more), case.image
+
+        for case, slab in self._window.slabs(begun()):
+            case.labels.take(slab)
+            if case.probabilities:
+                case.probabilities.take(slab)
+            if slab.planes.stop == case.planes:
+                yield (
+                    case.key,
+                    Exported(case.labels.finish(), case.probabilities.finish() if case.probabilities else None),
+                )
+
+    @property
+    def _window(self) -> Window:
+        return Window(self.networks, self.record.network_configuration.patch_size, self.compute, self.options)
+
+
+def image_of_array(array: NDArray[Any], spacing: Sequence[float]) -> Image:
+    """An image from an array; see `Predictor.predict`.
+
+    Raises:
+        InputError: axes and spacing do not fit.
+    """
+    axes = len(spacing)
+    if axes not in (2, 3) or array.ndim not in (axes, axes + 1) or not all(0 < mm < math.inf for mm in spacing):
+        raise InputError(
+            f"an array of {array.ndim} axes and a spacing of {numbers_text(spacing)} mm",
+            next_step="give (channels, z, y, x) or (z, y, x) with three spacings above 0, or both without z",
+        )
+    voxels = np.asarray(array, dtype=np.float32)
+    voxels = voxels if array.ndim == axes + 1 else voxels[None]
+    voxels = voxels if axes == 3 else voxels[:, None]
+    spacing_mm = tuple(map(float, spacing)) if axes == 3 else (FLAT_SPACING_MM, *map(float, spacing))
+    grid = Grid(voxels.shape[1:], spacing_mm, (0.0,) * axes, tuple(np.eye(axes).ravel().tolist()))
+    return Image(voxels, grid)
 
 
 def load_predictor(
@@ -140,7 +294,7 @@ def _predictor(trained: Sequence[_TrainedFold], compute: Compute, mirroring: boo
     """The predictor of one stage."""
     first = trained[0]
     for other in trained[1:]:
-        if other.made_of != first.made_of:
+        if made_of(other.record) != made_of(first.record):
             raise InputError(
                 f"{other.source} was trained with another model or other plans than {first.source}",
                 next_step="choose folds of one training with -f",
@@ -148,16 +302,6 @@ def _predictor(trained: Sequence[_TrainedFold], compute: Compute, mirroring: boo
     networks = tuple(_load(fold, compute) for fold in trained)
     axes = first.record.mirror_axes if mirroring else ()
     return Predictor(first.record, networks, compute, WindowOptions(step=step, mirror_axes=axes))
-
-
-def refuse_foreign(model: Path) -> None:
-    """Say what to do with a model of nnU-Net's, which must be imported first."""
-    checkpoints = "*.pth", "fold_*/*.pth"
-    if model.suffix in (".pth", ".pt") or any(next(model.glob(pattern), None) for pattern in checkpoints):
-        raise InputError(
-            f"{model} is a model of nnU-Net or the released U-Mamba",
-            next_step=f"make a bundle of it: `umamba import {model} -o model.zip`",
-        )
 
 
 @dataclass(frozen=True)
@@ -170,12 +314,6 @@ class _TrainedFold:
 
     weights: Callable[[], Mapping[str, Tensor]]
 
-    @property
-    def made_of(self) -> tuple[object, ...]:
-        """What folds to be averaged must have in common."""
-        record = self.record
-        return record.model, record.configuration, record.architecture, record.plans
-
 
 def _from_run(run: Run) -> _TrainedFold:
     checkpoint = run.checkpoint("final")
@@ -185,42 +323,6 @@ def _from_run(run: Run) -> _TrainedFold:
 def _from_bundle(bundle: Bundle, fold: int | str) -> _TrainedFold:
     source = f"{weights_name(fold)} in {bundle.path}"
     return _TrainedFold(bundle.record, source, lambda: bundle.weights(fold))
-
-
-def choose_folds(bundle: Bundle, folds: Sequence[int | str]) -> Sequence[int | str]:
-    """The folds of a bundle: those asked for, or the numbered ones, or `all` where it is the only one."""
-    return folds or [fold for fold in bundle.folds if fold != "all"] or bundle.folds
-
-
-def choose_runs(model: Path, folds: Sequence[int | str]) -> list[Run]:
-    """The finished runs that a MODEL argument and folds mean; see `load_predictor`.
-
-    Raises:
-        InputError: there is none, or one asked for is not finished.
-    """
-    if not model.is_dir():
-        raise InputError(
-            f"{model} is no folder and no bundle",
-            next_step="give a run's folder, WORKSPACE/runs/MODEL__CONFIGURATION, or a bundle",
-        )
-    if Run(model).configuration_file.is_file():
-        if folds and [model.name] != [f"fold_{fold}" for fold in folds]:
-            raise InputError(f"{model} is one fold already", next_step="give the folder above it, or leave -f out")
-        runs = [Run(model)]
-    elif folds:
-        runs = [Run(model / f"fold_{fold}") for fold in folds]
-    else:
-        finished = [Run(path) for path in sorted(model.glob("fold_*")) if Run(path).is_finished]
-        runs = [run for run in finished if re.fullmatch(r"fold_\d+", run.folder.name)] or finished
-    if not runs:
-        raise InputError(f"{model} holds no finished training", next_step="train first: `umamba train WORKSPACE`")
-    if unfinished := [run for run in runs if not run.is_finished]:
-        raise InputError(
-            f"{len(unfinished)} of {len(runs)} folds are not trained to the end",
-            details=[str(run.folder) for run in unfinished],
-            next_step="finish them with `umamba train`, or choose others with -f",
-        )
-    return runs
 
 
 def _described_tensors(record: RunRecord) -> Mapping[str, Tensor]:

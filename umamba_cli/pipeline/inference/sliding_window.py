@@ -1,10 +1,17 @@
-"""The logits of a whole preprocessed image, tile by tile, from one network or several."""
+"""The logits of whole preprocessed images, tile by tile, from one network or several.
+
+Tiles of one image after the other go through the networks in batches, those of small images together; each image's
+logits leave it slab by slab, as soon as no further tile touches them.
+"""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -13,8 +20,14 @@ from torch import Tensor, nn
 
 from umamba_cli.pipeline.devices import Compute, channels_last
 from umamba_cli.pipeline.errors import InputError
-from umamba_cli.pipeline.geometry import Box, Shape
-from umamba_cli.pipeline.inference.tiles import gaussian_weight, padding_to, tile_boxes
+from umamba_cli.pipeline.geometry import Shape
+from umamba_cli.pipeline.inference.tile_sums import Slab, TiledImage
+from umamba_cli.pipeline.inference.tiles import gaussian_weight
+
+Key = TypeVar("Key")
+
+_VOXELS_A_BATCH = {"cpu": 1 << 20, "cuda": 1 << 23}
+"""Voxels that go through a network together: so many keep a device busy, more only take memory."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +40,9 @@ class WindowOptions:
     mirror_axes: tuple[int, ...] = ()
     """Spatial axes to mirror; the logits of all combinations are averaged."""
 
+    sums: str = "auto"
+    """Where the sums of tiles lie: `device`, `memory`, `file`, or `auto`, by what is free."""
+
     def __post_init__(self) -> None:
         if not 0 < self.step <= 1:
             raise InputError(
@@ -34,69 +50,84 @@ class WindowOptions:
             )
 
 
-@torch.inference_mode()
-def image_logits(
-    networks: Sequence[nn.Module],
-    image: NDArray[np.float32],
-    patch_size: Shape,
-    compute: Compute,
-    options: WindowOptions,
-) -> NDArray[np.float32]:
-    """Logits of a preprocessed image, averaged over networks and mirrorings.
+@dataclass(frozen=True)
+class Window:
+    """What looks at images: networks, their patch, a device."""
 
-    Args:
-        networks: in evaluation mode, on the device; they answer with full-resolution logits.
-        image: float32 (channels, z, y, x).
-        patch_size: what the networks take: (z, y, x), or (y, x), for which slices are worked on one by one.
-        compute: device and precision.
-        options: steps and mirroring.
+    networks: Sequence[nn.Module]
+    """In evaluation mode, on the device; they answer with full-resolution logits."""
 
-    Returns:
-        float32 (classes, z, y, x).
-    """
-    if len(patch_size) == 2:
-        slices = [_window(networks, image[:, z], patch_size, compute, options) for z in range(image.shape[1])]
-        return torch.stack(slices, dim=1).numpy()
-    return _window(networks, image, patch_size, compute, options).numpy()
+    patch_size: Shape
+    """What the networks take: (z, y, x), or (y, x), for which slices are worked on one by one."""
+
+    compute: Compute
+    options: WindowOptions
+
+    @torch.inference_mode()
+    def slabs(self, images: Iterable[tuple[Key, NDArray[np.float32]]]) -> Iterator[tuple[Key, Slab]]:
+        """The logits of images, averaged over networks and mirrorings.
+
+        Args:
+            images: preprocessed, float32 (channels, z, y, x), each with what the caller knows it by. The next one is
+                taken when there is room for its tiles in a batch.
+
+        Yields:
+            An image's key and a slab of its logits; slabs of an image come in order, images in theirs. A slab is to be
+            used before the next is asked for.
+        """
+        tiles = ((key, image, box) for key, image in self._tiled(images) for box in image.boxes)
+        flips = _flips(self.options.mirror_axes)
+        voxels = math.prod(self.patch_size)
+        at_once = max(1, _VOXELS_A_BATCH.get(self.compute.device.type, 1 << 20) // voxels)
+        count = max(1, at_once // len(flips))
+        while group := list(itertools.islice(tiles, count)):
+            logits = self._answers([image.tile(box) for _, image, box in group], flips, at_once)
+            for (key, image, box), answer in zip(group, logits, strict=True):
+                for slab in image.add(box, answer):
+                    yield key, slab
+
+    def logits(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
+        """All logits of one image, float32 (outputs, z, y, x), in memory; see `slabs`."""
+        logits: NDArray[np.float32] | None = None
+        for _, slab in self.slabs([(None, image)]):
+            if logits is None:
+                logits = np.empty((slab.values.shape[-1], *image.shape[1:]), dtype=np.float32)
+            logits[:, slab.planes] = slab.values.movedim(-1, 0).cpu().numpy()
+        assert logits is not None
+        return logits
+
+    def _tiled(self, images: Iterable[tuple[Key, NDArray[np.float32]]]) -> Iterator[tuple[Key, TiledImage]]:
+        tile = self.patch_size if len(self.patch_size) == 3 else (1, *self.patch_size)
+        weight = _weight(self.patch_size).view(tile)
+        for key, image in images:
+            yield key, TiledImage(image, tile, self.options.step, weight, place=self.options.sums)
+
+    def _answers(self, tiles: Sequence[Tensor], flips: Sequence[tuple[int, ...]], at_once: int) -> Tensor:
+        """Tiles (channels, z, y, x) to float32 logits (tiles, z, y, x, outputs), averaged."""
+        flat = len(self.patch_size) == 2
+        batch = torch.stack([tile[:, 0] if flat else tile for tile in tiles])
+        batch = batch.to(self.compute.device, memory_format=channels_last(len(self.patch_size)))
+        total: Tensor | None = None
+        for some in _parts(flips, max(1, at_once // len(tiles))):
+            turned = torch.cat([batch.flip(flip) if flip else batch for flip in some])
+            for network in self.networks:
+                with self.compute.autocast():
+                    answers = network(turned)
+                for flip, answer in zip(some, answers.chunk(len(some)), strict=True):
+                    back = (answer.flip(flip) if flip else answer).float()
+                    total = back if total is None else total + back
+        assert total is not None
+        mean = (total / (len(self.networks) * len(flips))).movedim(1, -1)
+        return mean[:, None] if flat else mean
 
 
-def _window(
-    networks: Sequence[nn.Module],
-    image: NDArray[np.float32],
-    patch_size: Shape,
-    compute: Compute,
-    options: WindowOptions,
-) -> Tensor:
-    target, padding = padding_to(image.shape[1:], patch_size)
-    padded = torch.from_numpy(np.pad(image, [(0, 0), *padding]))
-    weight = gaussian_weight(patch_size)
-    summed: Tensor | None = None
-    weights = torch.zeros(target)
-    for box in tile_boxes(target, patch_size, options.step):
-        logits = _tile_logits(networks, padded[box.slices_of_channels][None], compute, options.mirror_axes)
-        if summed is None:
-            summed = torch.zeros((len(logits), *target))
-        summed[box.slices_of_channels] += logits * weight
-        weights[box.slices] += weight
-    assert summed is not None
-    summed /= weights
-    start = tuple(before for before, _ in padding)
-    inside = Box(start, tuple(a + n for a, n in zip(start, image.shape[1:], strict=True)))
-    return summed[inside.slices_of_channels]
+def _parts(items: Sequence[tuple[int, ...]], size: int) -> list[Sequence[tuple[int, ...]]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]
 
 
-def _tile_logits(networks: Sequence[nn.Module], tile: Tensor, compute: Compute, mirror_axes: tuple[int, ...]) -> Tensor:
-    """(1, channels, ...) to float32 logits (classes, ...) on the CPU, averaged over networks and mirrorings."""
-    tile = tile.to(compute.device, memory_format=channels_last(tile.dim() - 2))
-    total: Tensor | None = None
-    flips = _flips(mirror_axes)
-    for network, flip in itertools.product(networks, flips):
-        with compute.autocast():
-            logits = network(tile.flip(flip) if flip else tile)
-        logits = (logits.flip(flip) if flip else logits).float()
-        total = logits if total is None else total + logits
-    assert total is not None
-    return (total / (len(networks) * len(flips)))[0].cpu()
+@lru_cache(maxsize=8)
+def _weight(patch_size: Shape) -> Tensor:
+    return gaussian_weight(patch_size)
 
 
 def _flips(mirror_axes: Sequence[int]) -> list[tuple[int, ...]]:

@@ -36,7 +36,8 @@ def tile_starts(size: int, tile: int, step: float) -> list[int]:
     if count == 1:
         return [0]
     spread = (size - tile) / (count - 1)
-    return [int(np.round(spread * index)) for index in range(count)]
+    # In a tile of few voxels steps round to the same place; slices are tiles of one.
+    return list(dict.fromkeys(int(np.round(spread * index)) for index in range(count)))
 
 
 def tile_boxes(shape: Sequence[int], tile: Sequence[int], step: float) -> Iterator[Box]:

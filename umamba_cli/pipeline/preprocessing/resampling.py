@@ -142,7 +142,7 @@ def _resize_apart(
         resize(volume, result, order)
         return
     planes, results = np.moveaxis(volume, axis, 0), np.moveaxis(result, axis, 0)
-    nearest = _nearest(len(planes), len(results))
+    nearest = nearest_voxels(len(planes), len(results))
     for index in np.unique(nearest):
         first, last = np.searchsorted(nearest, [index, index + 1])
         resize(planes[index][None], results[first : first + 1], order)
@@ -155,7 +155,8 @@ def _centres(old: int, new: int) -> NDArray[np.float64]:
     return centres
 
 
-def _nearest(old: int, new: int) -> NDArray[np.int64]:
+def nearest_voxels(old: int, new: int) -> NDArray[np.int64]:
+    """For each of `new` voxels along an axis the nearest of `old` ones that fill the same extent."""
     indices: NDArray[np.int64] = np.clip(np.floor(_centres(old, new) + 0.5), 0, old - 1).astype(np.int64)
     return indices
 
@@ -178,9 +179,9 @@ def axis_operator(old: int, new: int, order: int) -> NDArray[np.float64]:
     spline's values at the new centres.
     """
     if order == 0:
-        return np.eye(old)[_nearest(old, new)]
+        return np.eye(old)[nearest_voxels(old, new)]
     if order == 1:
-        between, rows = _neighbours(old, new), np.arange(new)
+        between, rows = neighbours(old, new), np.arange(new)
         operator = np.zeros((new, old))
         np.add.at(operator, (rows, between.lower), between.weight_lower)
         np.add.at(operator, (rows, between.upper), between.weight_upper)
@@ -235,7 +236,7 @@ def _resize(volume: NDArray[np.float32], result: NDArray[np.float32], order: int
 # Label maps
 
 
-class _Neighbours(NamedTuple):
+class Neighbours(NamedTuple):
     """For each new voxel along an axis: the two old ones that it lies between, and their linear weights."""
 
     lower: NDArray[np.int64]
@@ -244,11 +245,12 @@ class _Neighbours(NamedTuple):
     weight_upper: NDArray[np.float64]
 
 
-def _neighbours(old: int, new: int) -> _Neighbours:
+def neighbours(old: int, new: int) -> Neighbours:
+    """Where `new` voxels along an axis lie between `old` ones that fill the same extent."""
     centres = np.clip(_centres(old, new), 0, old - 1)
     lower = np.floor(centres).astype(np.int64)
     weight_lower = 1 - (centres - lower)
-    return _Neighbours(lower, np.minimum(lower + 1, old - 1), weight_lower, 1 - weight_lower)
+    return Neighbours(lower, np.minimum(lower + 1, old - 1), weight_lower, 1 - weight_lower)
 
 
 def _resize_labels(labels: NDArray[Any], result: NDArray[Any], order: int) -> None:
@@ -257,24 +259,24 @@ def _resize_labels(labels: NDArray[Any], result: NDArray[Any], order: int) -> No
     Most voxels lie between voxels of one label and have that label; the others are worked out one by one.
     """
     labels = np.ascontiguousarray(labels)
-    nearest = [_nearest(old, new) for old, new in zip(labels.shape, result.shape, strict=True)]
-    between = [_neighbours(old, new) for old, new in zip(labels.shape, result.shape, strict=True)]
+    nearest = [nearest_voxels(old, new) for old, new in zip(labels.shape, result.shape, strict=True)]
+    between = [neighbours(old, new) for old, new in zip(labels.shape, result.shape, strict=True)]
     planes = max(1, _SLAB_VOXELS // math.prod(result.shape[1:]))
     for start in range(0, len(result), planes):
         slab = slice(start, start + planes)
-        result[slab] = _pick(labels, (nearest[0][slab], *nearest[1:]))
+        result[slab] = pick(labels, (nearest[0][slab], *nearest[1:]))
         if order == 0:
             continue
         lower, upper = between[0].lower[slab], between[0].upper[slab]
         source = slice(int(lower[0]), int(upper[-1]) + 1)
-        mixed = _pick(_is_mixed(labels[source]), (lower - source.start, between[1].lower, between[2].lower))
+        mixed = pick(is_mixed(labels[source]), (lower - source.start, between[1].lower, between[2].lower))
         places = np.unravel_index(np.flatnonzero(mixed), mixed.shape)
         if len(places[0]):
             places = (places[0] + start, *places[1:])
             result[places] = _largest_share(labels, places, between, result[places])
 
 
-def _pick(array: NDArray[Any], indices: Sequence[NDArray[np.int64]]) -> NDArray[Any]:
+def pick(array: NDArray[Any], indices: Sequence[NDArray[np.int64]]) -> NDArray[Any]:
     """`array[numpy.ix_(*indices)]`, faster."""
     for axis, index in enumerate(indices):
         if not np.array_equal(index, np.arange(array.shape[axis])):
@@ -282,7 +284,7 @@ def _pick(array: NDArray[Any], indices: Sequence[NDArray[np.int64]]) -> NDArray[
     return array
 
 
-def _is_mixed(labels: NDArray[Any]) -> NDArray[np.bool_]:
+def is_mixed(labels: NDArray[Any]) -> NDArray[np.bool_]:
     """Whether a voxel and its next ones along every axis, eight in all, differ in their labels."""
     lowest, highest = labels.copy(), labels.copy()
     for axis in range(labels.ndim):
@@ -297,7 +299,7 @@ def _is_mixed(labels: NDArray[Any]) -> NDArray[np.bool_]:
 def _largest_share(
     labels: NDArray[Any],
     places: tuple[NDArray[np.int64], ...],
-    between: Sequence[_Neighbours],
+    between: Sequence[Neighbours],
     nearest: NDArray[Any],
 ) -> NDArray[Any]:
     """The winning label at `places` of the new grid, given the nearest voxels' labels there."""
@@ -315,7 +317,7 @@ def _largest_share(
 
 
 def _corners(
-    labels: NDArray[Any], places: tuple[NDArray[np.int64], ...], between: Sequence[_Neighbours]
+    labels: NDArray[Any], places: tuple[NDArray[np.int64], ...], between: Sequence[Neighbours]
 ) -> tuple[NDArray[Any], NDArray[np.float64]]:
     """Labels and weights (8, places) of the voxels that each of `places` of the new grid lies between.
 

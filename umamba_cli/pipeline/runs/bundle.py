@@ -159,6 +159,19 @@ def write_bundle(
     return manifest
 
 
+def require_new_file(path: Path, *, overwrite: bool) -> None:
+    """Make sure that a bundle can be written here, before work starts.
+
+    Raises:
+        InputError: it is a folder, its folder is not there, or it is there already and may not be replaced.
+    """
+    if path.is_dir() or not path.parent.is_dir():
+        what = "is a folder" if path.is_dir() else "lies in a folder that does not exist"
+        raise InputError(f"{path} {what}", next_step="give the name of a file with -o, such as model.zip")
+    if path.exists() and not overwrite:
+        raise InputError(f"{path} is there already", next_step="give --overwrite, or another name with -o")
+
+
 def is_bundle(path: Path) -> bool:
     """Whether a file looks like a bundle, damaged or not."""
     with suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(path) as archive:

@@ -10,9 +10,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from umamba_cli.pipeline.errors import InputError
-from umamba_cli.pipeline.inference.predictor import choose_folds, choose_runs, refuse_foreign
 from umamba_cli.pipeline.runs.bundle import open_bundle
 from umamba_cli.pipeline.runs.checkpoint import read_checkpoint
+from umamba_cli.pipeline.runs.model import choose_folds, choose_runs, refuse_foreign
 from umamba_cli.pipeline.runs.record import RunRecord, read_record
 
 

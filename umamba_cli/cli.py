@@ -21,9 +21,11 @@ from umamba_cli.commands.convert import convert
 from umamba_cli.commands.demo import demo
 from umamba_cli.commands.doctor import doctor
 from umamba_cli.commands.evaluate import evaluate
+from umamba_cli.commands.export import export
 from umamba_cli.commands.import_ import import_
 from umamba_cli.commands.models import models
 from umamba_cli.commands.plan import plan
+from umamba_cli.commands.postprocess import postprocess
 from umamba_cli.commands.predict import predict
 from umamba_cli.commands.preprocess import preprocess
 from umamba_cli.commands.status import status
@@ -40,10 +42,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (check, plan, preprocess, train, status, predict, evaluate, models, demo, doctor):
+for command in (check, plan, preprocess, train, status, predict, evaluate, export, models, demo, doctor):
     app.command(no_args_is_help=command not in (demo, doctor))(command)
 app.command("import", no_args_is_help=True)(import_)
 app.add_typer(convert, name="convert")
+app.add_typer(postprocess, name="postprocess")
 
 
 def _show_version(wanted: bool) -> None:

@@ -21,6 +21,8 @@ COMMANDS = (
     "status",
     "predict",
     "evaluate",
+    "export",
+    "postprocess",
     "import",
     "models",
     "demo",
@@ -43,7 +45,8 @@ def test_help_names_every_command_and_loads_no_torch() -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help_with_the_common_options(umamba: Callable, command: str) -> None:
-    done = umamba(*(("convert", "msd") if command == "convert" else (command,)), "--help")
+    below = {"convert": ("msd",), "postprocess": ("find",)}
+    done = umamba(command, *below.get(command, ()), "--help")
     assert done.code == 0
     for option in ("--json", "--quiet", "--verbose"):
         assert option in done.out

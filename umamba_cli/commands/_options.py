@@ -33,6 +33,12 @@ WorkersOption = Annotated[
 ThreadsOption = Annotated[
     int | None, typer.Option("--threads", min=1, help="Threads that compute on a CPU.", show_default="all usable cores")
 ]
+BundleOption = Annotated[Path, typer.Option("--output", "-o", help="Bundle to write (model.zip).")]
+BundleOverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is there.")]
+FoldsToTakeOption = Annotated[
+    list[str] | None,
+    typer.Option("--fold", "-f", help="Folds of a folder; may be given several times.", show_default="all finished"),
+]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON document to standard output and nothing else there.")
 ]

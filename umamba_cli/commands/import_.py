@@ -9,24 +9,26 @@ from typing import Annotated
 import typer
 
 from umamba_cli.commands._console import Console
-from umamba_cli.commands._options import JsonOption, QuietOption, VerboseOption, parse_fold
+from umamba_cli.commands._options import (
+    BundleOption,
+    BundleOverwriteOption,
+    FoldsToTakeOption,
+    JsonOption,
+    QuietOption,
+    VerboseOption,
+    parse_fold,
+)
 
 FileArgument = Annotated[
     Path, typer.Argument(metavar="FILE", help="checkpoint_final.pth, or the folder of a model with its folds.")
 ]
-BundleOption = Annotated[Path, typer.Option("--output", "-o", help="Bundle to write (model.zip).")]
-FoldsOption = Annotated[
-    list[str] | None,
-    typer.Option("--fold", "-f", help="Folds of a folder; may be given several times.", show_default="all finished"),
-]
-OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is there.")]
 
 
 def import_(
     file: FileArgument,
     output: BundleOption,
-    fold: FoldsOption = None,
-    overwrite: OverwriteOption = False,
+    fold: FoldsToTakeOption = None,
+    overwrite: BundleOverwriteOption = False,
     json_output: JsonOption = False,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,

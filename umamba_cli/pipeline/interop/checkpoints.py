@@ -30,7 +30,7 @@ from umamba_cli.pipeline.networks.architecture import Architecture
 from umamba_cli.pipeline.networks.unet import UNet
 from umamba_cli.pipeline.planning.plans import Configuration, Plans
 from umamba_cli.pipeline.progress import OnProgress, Progress, ignore_progress
-from umamba_cli.pipeline.runs.bundle import Fold, Manifest, is_bundle, write_bundle
+from umamba_cli.pipeline.runs.bundle import Fold, Manifest, is_bundle, require_new_file, write_bundle
 from umamba_cli.pipeline.runs.network import new_network
 from umamba_cli.pipeline.runs.record import RunRecord, current_versions
 
@@ -109,11 +109,7 @@ def import_model(
         InputError: the source is no such model, is damaged, or is one whose predictions would not be the same here.
         WorkError: the bundle cannot be written.
     """
-    if bundle.is_dir() or not bundle.parent.is_dir():
-        what = "is a folder" if bundle.is_dir() else "lies in a folder that does not exist"
-        raise InputError(f"{bundle} {what}", next_step="give the name of a file with -o, such as model.zip")
-    if bundle.exists() and not overwrite:
-        raise InputError(f"{bundle} is there already", next_step="give --overwrite, or another name with -o")
+    require_new_file(bundle, overwrite=overwrite)
     files = find_checkpoints(source, folds)
     first = _read(files[0])
     record, architecture = _described(files[0], first)

@@ -17,7 +17,7 @@ from phantoms import nnunet_plans
 from umamba_cli.pipeline.data.dataset import DatasetDescription
 from umamba_cli.pipeline.errors import InputError
 from umamba_cli.pipeline.networks.architecture import Architecture
-from umamba_cli.pipeline.runs.bundle import open_bundle
+from umamba_cli.pipeline.runs.bundle import PreviousStage, open_bundle, write_bundle
 from umamba_cli.pipeline.runs.record import RunRecord
 
 WEIGHTS = {"layer.weight": torch.arange(6.0).reshape(2, 3), "layer.bias": torch.tensor([0.5, -1.0])}
@@ -52,6 +52,30 @@ def architecture(**changed: Any) -> Architecture:
         "blocks_per_stage_decoder": (1,),
     }
     return Architecture(**{**plain, **changed})
+
+
+def cascade_records() -> tuple[RunRecord, RunRecord]:
+    """Of a cascade's second stage and of its first."""
+    described = record().model_dump(mode="json", by_alias=True)
+    configurations = described["plans"]["configurations"]
+    configurations["3d_lowres"] = {**configurations["3d_fullres"], "next_stage": "3d_cascade_fullres"}
+    configurations["3d_cascade_fullres"] = {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
+    first, second = (
+        RunRecord.model_validate({**described, "configuration": name}) for name in ("3d_lowres", "3d_cascade_fullres")
+    )
+    return second, first
+
+
+def cascade_bundle(path: Path) -> Path:
+    """Two folds of a cascade and two of its previous stage; fold 1 was trained with fold 1 of that alone."""
+    second, first = cascade_records()
+    weights, before = (
+        [(fold, {name: tensor + fold + more for name, tensor in WEIGHTS.items()}) for fold in (0, 1)]
+        for more in (0, 10)
+    )
+    previous = PreviousStage(first, before, {0: (0, 1), 1: (1,)})
+    write_bundle(path, second, weights, origin={"program": "test"}, previous=previous)
+    return path
 
 
 def rewrite(

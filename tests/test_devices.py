@@ -93,3 +93,12 @@ def test_memory_that_torch_keeps_is_free_too(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 500)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 200)
     assert free_device_bytes(torch.device("cuda")) == 1300
+
+
+@pytest.mark.parametrize(("threads", "taken"), [(None, 3), (1, 1), (5, 5), (12, 12), (1_000_000, 12)])
+def test_no_more_threads_than_some_a_core(monkeypatch: pytest.MonkeyPatch, threads: int | None, taken: int) -> None:
+    counts: list[int] = []
+    monkeypatch.setattr(devices, "usable_cores", lambda: 3)
+    monkeypatch.setattr(torch, "set_num_threads", counts.append)
+    devices.use_threads(threads)
+    assert counts == [taken]

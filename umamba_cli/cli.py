@@ -20,6 +20,7 @@ from umamba_cli.commands.check import check
 from umamba_cli.commands.convert import convert
 from umamba_cli.commands.demo import demo
 from umamba_cli.commands.doctor import doctor
+from umamba_cli.commands.ensemble import ensemble
 from umamba_cli.commands.evaluate import evaluate
 from umamba_cli.commands.export import export
 from umamba_cli.commands.import_ import import_
@@ -28,6 +29,7 @@ from umamba_cli.commands.plan import plan
 from umamba_cli.commands.postprocess import postprocess
 from umamba_cli.commands.predict import predict
 from umamba_cli.commands.preprocess import preprocess
+from umamba_cli.commands.select import select
 from umamba_cli.commands.status import status
 from umamba_cli.commands.train import train
 from umamba_cli.pipeline.errors import InputError, Stopped, UmambaError, WorkError
@@ -42,7 +44,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (check, plan, preprocess, train, status, predict, evaluate, export, models, demo, doctor):
+_COMMANDS = check, plan, preprocess, train, status, select, predict, ensemble, evaluate, export, models, demo, doctor
+for command in _COMMANDS:
     app.command(no_args_is_help=command not in (demo, doctor))(command)
 app.command("import", no_args_is_help=True)(import_)
 app.add_typer(convert, name="convert")

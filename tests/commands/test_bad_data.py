@@ -39,6 +39,16 @@ def test_a_truncated_image(refused: Callable, ending: str, share: float) -> None
     assert UNREADABLE in refused(lambda raw: cut(raw.image(), share), ending)
 
 
+def test_a_spacing_of_0_is_named(refused: Callable) -> None:
+    def spoil(raw: RawDataset) -> None:
+        for path in (raw.image(), raw.label()):
+            content = bytearray(path.read_bytes())
+            struct.pack_into("<f", content, 80, 0.0)
+            path.write_bytes(content)
+
+    assert "b_0000.nii cannot be read as an image: its header has a spacing of 0 " in refused(spoil, ".nii")
+
+
 @pytest.mark.parametrize("share", [0.6, 0.9])
 @pytest.mark.parametrize("ending", [".mha", ".nrrd"])
 def test_a_truncated_image_that_is_compressed_inside(refused: Callable, ending: str, share: float) -> None:

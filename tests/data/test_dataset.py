@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,18 @@ def test_a_bad_description_is_refused_with_key_and_reason(
 ) -> None:
     with pytest.raises(InputError, match=complaint):
         open_dataset(_dataset(tmp_path, **changes))
+
+
+def test_many_regions_take_no_time_worth_the_name(tmp_path: Path) -> None:
+    count = 5000  # 25 million comparisons, were each compared with each
+    regions = {f"r{value}": [value, value % count + 1] for value in range(1, count + 1)}
+    changes = {"labels": {"background": 0, **regions}, "regions_class_order": list(range(1, count + 1))}
+    began = time.process_time()
+    assert open_dataset(_dataset(tmp_path / "a", **changes)).description.num_outputs == count
+    assert time.process_time() - began < 2
+    changes["labels"]["again"] = [2, 1]
+    with pytest.raises(InputError, match="the same values in again and r1"):
+        open_dataset(_dataset(tmp_path / "b", **changes))
 
 
 def test_an_empty_folder_and_no_folder_are_refused(tmp_path: Path) -> None:

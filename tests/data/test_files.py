@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -51,12 +52,22 @@ def test_numpy_and_not_a_number_become_plain_json(tmp_path: Path) -> None:
     assert read_json(tmp_path / "a.json") == {"1": 0.5, "b": [None, 3], "c": [[0.0], [0.0]]}
 
 
-@pytest.mark.parametrize("content", ["", "{", "\x00\xff"])
+HALF = '{"a": "\\ud83d"}'
+"""The first half of a character that JSON writes in two."""
+
+
+@pytest.mark.parametrize("content", ["", "{", "\x00\xff", "[" * 100_000, "[" * 101 + "]" * 101, "9" * 5000, HALF])
 def test_what_is_no_json_is_refused_with_its_name(tmp_path: Path, content: str) -> None:
     path = tmp_path / "bad.json"
     path.write_bytes(content.encode("latin-1"))
     with pytest.raises(InputError, match=r"bad\.json"):
         read_json(path)
+
+
+def test_what_is_nested_and_what_has_halves_of_characters_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "good.json"
+    path.write_text('{"a": ["\\ud83d\\ude00", "\\\\ud83d"], "b": ' + "[" * 99 + "]" * 99 + "}")
+    assert read_json(path)["a"] == ["\U0001f600", "\\ud83d"]
 
 
 @pytest.mark.parametrize("links", [True, False])
@@ -105,3 +116,44 @@ def test_only_what_a_killed_process_left_long_ago_is_removed(tmp_path: Path) -> 
     remove_leftovers(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [young.name, other.name]
     remove_leftovers(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "b" * 240 + ".nii.gz",
+        "é" * 120 + ".nii.gz",
+        "\U0001f600" * 60 + "x.json",
+        "1." * 115 + "nii.gz",
+        "1." * 115 + "NII.GZ",
+        "a." + "b" * 240 + ".nii.gz",
+        "a" * 120 + "." + "b" * 120 + ".mha",
+        "a." + "b" * 250,
+        "c" * 255,
+    ],
+)
+def test_a_long_name_has_a_temporary_one_that_is_short_enough(tmp_path: Path, name: str) -> None:
+    path, kept = tmp_path / name, {}
+    with replacing(path) as temporary:
+        kept["name"] = temporary.name
+        temporary.write_text("content")
+        os.utime(temporary, (0, 0))
+        shutil.copystat(temporary, shutil.copy(temporary, temporary.with_name(f"{temporary.name}.left")))
+    assert path.read_text() == "content"
+    temporary_name = kept["name"]
+    assert len(os.fsencode(temporary_name)) <= 235  # writers put files of longer names beside it
+    temporary_name.encode()  # no half of a character
+    ending = name[-7:] if name.lower().endswith(".nii.gz") else Path(name).suffix
+    assert temporary_name.endswith(ending if len(ending) < 100 else "")
+    remove_leftovers(tmp_path)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_long_name_of_a_nifti_leaves_room_for_the_files_beside_it(tmp_path: Path) -> None:
+    from umamba_cli.pipeline.data.images import read_label_map, write_label_map
+    from umamba_cli.pipeline.geometry import Grid
+
+    grid = Grid((1, 1, 2), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), (1.0, 0, 0, 0, 1, 0, 0, 0, 1))
+    for name in ("é" * 124 + ".nii.gz", "é" * 124 + ".nii"):
+        write_label_map(tmp_path / name, np.array([[[0, 3]]]), grid, names={1: "a"})
+        assert read_label_map(tmp_path / name).labels.tolist() == [[[0, 3]]]

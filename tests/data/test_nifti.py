@@ -56,6 +56,36 @@ def test_colours(tmp_path: Path, code: int, colours: int) -> None:
         read_image([path])
 
 
+def with_spacing(spacing: tuple[float, ...], *, order: str = "<", sizes: tuple[int, ...] = (3, 5, 4, 3)) -> bytes:
+    """A file with a spacing (x, y, z)."""
+    content = bytearray(nifti(NUMBERS.astype(f"{order}i2").tobytes(), 4, 16, order=order, sizes=sizes))
+    struct.pack_into(f"{order}{len(spacing)}f", content, 80, *spacing)
+    return bytes(content)
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize(
+    ("spacing", "said"), [((1, 0, 1), "1 0 1"), ((np.nan, 1, 1), "nan 1 1"), ((1, 1, -np.inf), "1 1 -inf")]
+)
+def test_a_spacing_that_cannot_be_is_not_taken_for_1_mm(
+    tmp_path: Path, spacing: tuple[float, ...], said: str, order: str
+) -> None:
+    for ending in (".nii", ".nii.gz"):
+        path = write(tmp_path / f"a{ending}", with_spacing(spacing, order=order))
+        with pytest.raises(UnreadableImage, match=rf"a{ending} .*its header has a spacing of {said} mm \(x, y, z\)"):
+            read_image([path])
+
+
+@pytest.mark.parametrize(
+    ("spacing", "sizes"),
+    [((1, 1, 0), (3, 12, 5, 1)), ((2, 0, 3), (3, 20, 1, 3)), ((1, 1, 0), (2, 12, 5)), ((1, 1, 1, 0), (4, 4, 5, 3, 1))],
+)
+def test_an_axis_of_one_voxel_needs_no_spacing(
+    tmp_path: Path, spacing: tuple[float, ...], sizes: tuple[int, ...]
+) -> None:
+    assert read_image([write(tmp_path / "a.nii", with_spacing(spacing, sizes=sizes))]).voxels.size == 60
+
+
 @pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
 def test_several_components(tmp_path: Path, ending: str) -> None:
     vectors = np.stack([NUMBERS, NUMBERS + 100], axis=-1).astype("f4")

@@ -4,6 +4,7 @@ import os
 import types
 from pathlib import Path
 
+import blosc2
 import numpy as np
 import pytest
 
@@ -113,6 +114,17 @@ def test_a_damaged_array_is_named_when_it_is_read(tmp_path: Path) -> None:
     with pytest.raises(WorkError, match="is damaged") as caught:
         store.case("case").image[:]
     assert caught.value.next_step.startswith("remove this file, then run `umamba preprocess` again")
+
+
+def test_a_file_that_leads_elsewhere_is_not_followed(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    _write(store)
+    mark = tmp_path / "mark"
+    lazy = {"LazyArray": {"UDF": f"open({str(mark)!r}, 'w')"}}
+    (store.folder / "case.b2nd").write_bytes(blosc2.asarray(np.zeros((1, 4, 5, 6), np.float32), meta=lazy).to_cframe())
+    with pytest.raises(WorkError, match=r"no plain array \(b2nd, LazyArray"):
+        store.case("case").image[:]
+    assert not mark.exists()
 
 
 def test_properties_that_are_damaged_make_no_complete_case(tmp_path: Path) -> None:

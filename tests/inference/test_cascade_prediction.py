@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from small_cascades import CASCADE, LOWRES, add_cascade, finish, finish_lowres, new_record
 
 from umamba_cli.pipeline.data.images import Image, read_image, read_label_map
+from umamba_cli.pipeline.data.inputs import find_cases
 from umamba_cli.pipeline.data.workspace import Workspace, open_workspace
 from umamba_cli.pipeline.devices import choose_compute
 from umamba_cli.pipeline.errors import InputError
-from umamba_cli.pipeline.inference.predict import find_input, predict_cases
+from umamba_cli.pipeline.inference.predict import predict_cases
 from umamba_cli.pipeline.inference.predictor import Predictor, load_predictor
 from umamba_cli.pipeline.inference.previous_stage import with_label_channels
 from umamba_cli.pipeline.inference.sliding_window import Window, WindowOptions
@@ -66,30 +67,30 @@ def test_all_folds_of_the_previous_stage_are_averaged(own: Workspace, image: Ima
     assert predictor.previous is not None
     assert len(predictor.networks) == 2
     assert len(predictor.previous.networks) == 5
-    case = predictor.preprocess(image)
+    case = predictor.prepare(image)
     assert case.image.shape == (1 + 4, *case.geometry.new_shape)
     assert [float(channel.min()) for channel in case.image[1:]] == [0, 1, 0, 0]
-    before = predictor.previous.logits(predictor.previous.preprocess(image).image)
+    before = predictor.previous.logits(predictor.previous.prepare(image).image)
     np.testing.assert_allclose(before[:, 0, 0, 0], [0, 2, 34 / 5, 2, 2], rtol=1e-5)
 
 
 def test_what_the_previous_stage_finds_matters(own: Workspace, image: Image) -> None:
-    one = load(model(own)).preprocess(image)
+    one = load(model(own)).prepare(image)
     finish_lowres(own, *FOLDS)
     for fold in FOLDS:
         finish(own, new_record(own, LOWRES, fold), finds=3)
     predictor = load(model(own))
-    other = predictor.preprocess(image)
+    other = predictor.prepare(image)
     np.testing.assert_array_equal(one.image[:1], other.image[:1])
     assert not np.allclose(predictor.logits(one.image), predictor.logits(other.image), atol=1e-3)
 
 
 def test_label_maps_come_back_on_the_images_own_grid(trained: Path, tiny_dataset: Path, tmp_path: Path) -> None:
-    cases = find_input(tiny_dataset / "imagesTs", ".nii.gz")
+    cases = find_cases([tiny_dataset / "imagesTs"], ".nii.gz").cases
     result = predict_cases(load(model(open_workspace(trained))), cases, tmp_path / "out")
     assert result.failed == {}
-    (path,) = (tmp_path / "out").iterdir()
-    assert read_label_map(path).grid.shape == read_image(cases[0].images).grid.shape
+    (path,) = (tmp_path / "out").glob("*.nii.gz")
+    assert read_label_map(path).grid.shape == read_image(cases[0].sources).grid.shape
 
 
 def test_the_folds_of_3d_lowres_that_were_used_are_taken_no_others(own: Workspace) -> None:
@@ -143,13 +144,13 @@ def test_a_previous_stage_of_other_data_is_refused(own: Workspace, changed: str)
         load(model(own))
 
 
-def test_a_bundle_with_a_cascade_is_refused(trained: Path, tmp_path: Path) -> None:
+def test_a_bundle_of_the_second_stage_alone_is_refused(trained: Path, tmp_path: Path) -> None:
     run = open_workspace(trained).run("unet", CASCADE, 0)
     weights = read_checkpoint(run.checkpoint("final")).weights
     write_bundle(tmp_path / "model.zip", read_record(run), [(0, weights)], origin={})
-    with pytest.raises(InputError, match="a bundle holds one stage of a cascade alone") as caught:
+    with pytest.raises(InputError, match="needs what 3d_lowres finds, and it holds no model of that") as caught:
         load(tmp_path / "model.zip")
-    assert "runs/MODEL__CONFIGURATION" in caught.value.next_step
+    assert "umamba export RUN" in caught.value.next_step
 
 
 def test_label_channels_are_mirrored_with_the_image(trained: Path) -> None:

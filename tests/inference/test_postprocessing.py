@@ -69,7 +69,18 @@ def test_the_file(tmp_path: Path) -> None:
     found = Postprocessing(steps=(Step(operation="keep_largest", labels=(1,)),))
     write_postprocessing(path, found)
     assert read_postprocessing(path) == found
-    for content in ('{"format": 2}', '{"steps": [{"operation": "rm", "labels": [1]}]}', "nonsense"):
+    for content in (
+        '{"format": 2}',
+        '{"steps": [{"operation": "rm", "labels": [1]}]}',
+        '{"steps": [{"operation": "fill_holes", "labels": [65536]}]}',
+        "nonsense",
+    ):
         path.write_text(content)
         with pytest.raises(InputError):
             read_postprocessing(path)
+
+
+def test_a_bundle_is_said_to_hold_none(tmp_path: Path) -> None:
+    (tmp_path / "model.zip").write_bytes(b"PK")
+    with pytest.raises(InputError, match="a bundle, which holds no postprocessing"):
+        read_postprocessing(tmp_path / "model.zip")

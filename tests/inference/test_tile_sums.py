@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import numpy as np
@@ -61,6 +62,33 @@ def test_sums_are_those_at_once(
             result[slab.planes] = slab.values
     assert stop == shape[0]
     torch.testing.assert_close(result, at_once(shape, tile, step))
+
+
+def test_planes_leave_with_the_last_tile_that_touches_them_and_answers_are_not_kept() -> None:
+    shape = (21, 8, 19)
+    tiled = TiledImage(np.zeros((1, *shape), dtype=np.float32), TILE, 0.5, gaussian_weight(TILE))
+    rest = answers(shape, TILE, 0.5)
+    for index, box in enumerate(tiled.boxes):
+        gone = weakref.ref(rest[0])
+        planes = 0
+        for slab in tiled.add(box, rest.pop(0)):
+            assert gone() is None
+            planes += len(slab.values)
+        later = tiled.boxes[index + 1].start[0] if rest else shape[0]
+        assert planes == later - box.start[0]
+
+
+def test_answers_in_lower_precision_are_added_in_float32() -> None:
+    shape = (9, 8, 19)
+    results = []
+    for kind in (torch.bfloat16, torch.float32):
+        tiled = TiledImage(np.zeros((1, *shape), dtype=np.float32), TILE, 0.5, gaussian_weight(TILE))
+        rounded = [answer.bfloat16().to(kind) for answer in answers(shape, TILE, 0.5)]
+        pairs = zip(tiled.boxes, rounded, strict=True)
+        slabs = [slab.values.clone() for box, answer in pairs for slab in tiled.add(box, answer)]
+        results.append(torch.cat(slabs))
+    assert results[0].dtype == torch.float32
+    assert torch.equal(*results)
 
 
 def test_a_tile_is_its_part_of_the_image() -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from umamba_cli.pipeline.devices import Compute
+from umamba_cli.pipeline.devices import Compute, out_of_memory
 from umamba_cli.pipeline.errors import InputError
 from umamba_cli.pipeline.networks.registry import NetworkPlan, build_network
 from umamba_cli.pipeline.training import fitting
@@ -16,7 +16,6 @@ from umamba_cli.pipeline.training.fitting import (
     Suggestion,
     memory_error,
     memory_to_plan_for,
-    out_of_memory,
     require_memory,
     what_would_fit,
 )

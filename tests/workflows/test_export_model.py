@@ -9,12 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pytest
 import SimpleITK as sitk
-from small_cascades import CASCADE, add_cascade, finish, finish_lowres, new_record
-
-from umamba_cli.pipeline.errors import InputError
-from umamba_cli.pipeline.workflows.export import export_model
 
 MODEL = "runs/umamba-bot__3d_fullres"
 
@@ -61,11 +56,3 @@ def test_what_cannot_be_exported_is_refused(umamba: Callable, trained_workspace:
     assert umamba("export", bundle, "-o", tmp_path / "again.zip").code == 2
     assert bundle.read_bytes() == before
     assert umamba("export", trained_workspace / MODEL, "-o", bundle, "--overwrite").code == 0
-
-
-def test_a_cascades_second_stage_is_refused(own_workspace: Path, tmp_path: Path) -> None:
-    workspace = add_cascade(own_workspace)
-    finish_lowres(workspace, 0, 1, 2, 3, 4)
-    run = finish(workspace, new_record(workspace, CASCADE, 0))
-    with pytest.raises(InputError, match="one stage of a cascade"):
-        export_model(run.folder, tmp_path / "model.zip")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from umamba_cli.pipeline.progress import OnProgress, Progress
     from umamba_cli.pipeline.workflows.cross_validation import CrossValidation
 
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""Characters that a terminal acts on; a file's name may hold them. Not tab and newline."""
 
 _LONGEST_WORD = 10  # in a table's cell: a longer one is broken where the terminal is narrow
 
@@ -37,6 +41,7 @@ class Console:
     quiet: bool = False
     verbose: bool = False
     _log: Path | None = None
+    _so_far: Mapping[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         global _current  # noqa: PLW0603 - a process runs one command; `cli.py` asks for its console when it fails
@@ -55,11 +60,15 @@ class Console:
 
             sys.stdout.write(json_text(content))
 
+    def result_before_error(self, content: Mapping[str, object]) -> None:
+        """Have the document of the error that is about to be raised say this too: what was done all the same."""
+        self._so_far = content
+
     def say(self, text: str) -> None:
         """Print a line of the result; not with --json or --quiet."""
         self._note(text)
         if not self.json_output and not self.quiet:
-            self._out.print(text, highlight=False, markup=False, soft_wrap=True)
+            self._out.print(printable(text), highlight=False, markup=False, soft_wrap=True)
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Print a table; numbers stand on the right. Not with --json or --quiet."""
@@ -72,15 +81,13 @@ class Console:
     def warn(self, text: str) -> None:
         """Print a line to standard error, even with --quiet."""
         self._note(f"warning: {text}")
-        with suppress(OSError):  # the terminal may be gone, the work goes on
-            sys.stderr.write(f"warning: {text}\n")
+        _to_stderr(f"warning: {text}")
 
     def note(self, text: str) -> None:
         """Print a line to standard error; not with --quiet."""
         self._note(text)
         if not self.quiet:
-            with suppress(OSError):
-                sys.stderr.write(f"{text}\n")
+            _to_stderr(text)
 
     @contextmanager
     def progress(self) -> Iterator[OnProgress]:
@@ -93,7 +100,7 @@ class Console:
         with Bars() as bars:
 
             def show(progress: Progress) -> None:
-                bars.show(progress)
+                bars.show(_printable_progress(progress))
                 self._note_step(progress)
                 self._tell(progress)  # appears above the bars
 
@@ -121,31 +128,31 @@ class Console:
 
     def interrupted(self, text: str) -> None:
         """Say that the user, or the system, stopped the command."""
-        sys.stderr.write(text + "\n")
         self._note(text)
-        self.result({"error": "interrupted"})
+        with suppress(OSError):
+            self.result({"error": "interrupted"})
+        _to_stderr(text)
 
     def error(self, error: UmambaError, cause: BaseException) -> None:
         """Print what is wrong and what to do next; the traceback goes to the log, and with --verbose is shown too."""
         trace = "".join(traceback.format_exception(cause))
         if error is not cause:  # what umamba explains needs no traceback
             self._note(trace)
-        if self.verbose:
-            sys.stderr.write(trace)
         lines = [f"error: {error.problem}", *(f"  {line}" for line in error.details)]
         if error.next_step:
             lines.append(f"next: {error.next_step}")
-        sys.stderr.write("\n".join(lines) + "\n")
         self._note("\n".join(lines))
         with suppress(OSError):  # standard output may be what failed
-            self.result({"error": error.problem, "details": error.details, "next": error.next_step})
+            what = {"error": error.problem, "details": error.details, "next": error.next_step}
+            self.result({**self._so_far, **what})
+        if self.verbose:
+            _to_stderr(trace.rstrip("\n"))
+        _to_stderr("\n".join(lines))
 
     def _show_step(self, progress: Progress) -> None:
         line = self._note_step(progress)
         if line and not self.quiet:
-            with suppress(OSError):
-                sys.stderr.write(line + "\n")
-                sys.stderr.flush()
+            _to_stderr(line)
         self._tell(progress)
 
     def _tell(self, progress: Progress) -> None:
@@ -167,8 +174,8 @@ class Console:
             return
         stamp = datetime.now().astimezone().isoformat(timespec="seconds")
         try:
-            with self._log.open("a", encoding="utf-8") as file:
-                file.write(f"{stamp} {text}\n")
+            with self._log.open("a", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(f"{stamp} {printable(text)}\n")
         except OSError:  # a full disk must not end the work; what does the work says so itself
             self._log = None
 
@@ -186,13 +193,14 @@ def _rich_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
+    rows = [[printable(cell) for cell in row] for row in rows]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for index, column in enumerate(columns):
         cells = [row[index] for row in rows]
         numeric = bool(cells) and all(_is_number(cell) for cell in cells)
         unbroken = cells if numeric else [word[:_LONGEST_WORD] for cell in cells for word in cell.split()]
         table.add_column(
-            column,
+            printable(column),
             justify="right" if numeric else "left",
             overflow="fold",
             min_width=max(map(len, unbroken), default=1),
@@ -200,6 +208,22 @@ def _rich_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     return table
+
+
+def printable(text: str) -> str:
+    """The same text with characters that a terminal would act on in hexadecimal: a file's name may hold some."""
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+
+
+def _printable_progress(progress: Progress) -> Progress:
+    figures = {printable(name): printable(value) for name, value in progress.figures.items()}
+    return replace(progress, task=printable(progress.task), figures=figures)
+
+
+def _to_stderr(text: str) -> None:
+    with suppress(OSError):  # the terminal may be gone, the work goes on
+        sys.stderr.write(printable(text) + "\n")
+        sys.stderr.flush()
 
 
 _current: Console | None = None

@@ -33,6 +33,19 @@ WorkersOption = Annotated[
 ThreadsOption = Annotated[
     int | None, typer.Option("--threads", min=1, help="Threads that compute on a CPU.", show_default="all usable cores")
 ]
+ShardOption = Annotated[
+    str | None,
+    typer.Option("--shard", metavar="K/N", help="Only the K-th of N parts of the cases.", show_default="all"),
+]
+ClusterOption = Annotated[
+    str | None,
+    typer.Option(
+        "--cluster",
+        metavar="ADDRESS",
+        help="Send the cases to a Dask scheduler (tcp://HOST:8786), whose workers see the same files.",
+        show_default="this machine",
+    ),
+]
 BundleOption = Annotated[Path, typer.Option("--output", "-o", help="Bundle to write (model.zip).")]
 BundleOverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is there.")]
 FoldsToTakeOption = Annotated[
@@ -46,21 +59,34 @@ QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress an
 VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Show the traceback of an error.")]
 
 
-def parse_folds(text: str) -> list[int | str]:
-    """`0` as [0], `0-4` as [0, 1, 2, 3, 4], `0,2` as [0, 2], `all` as ["all"].
+def refuse_workers_of_cluster(workers: int | None, cluster: str | None) -> None:
+    """Refuse to be told how many workers a cluster has.
+
+    Raises:
+        InputError: both options are given.
+    """
+    if workers is not None and cluster is not None:
+        raise InputError(
+            "--workers and --cluster do not go together, a cluster has its own",
+            next_step="leave one of them out; `dask worker --nworkers` says how many a machine has",
+        )
+
+
+def parse_folds(*texts: str) -> list[int | str]:
+    """`0` as [0], `0-4` as [0, 1, 2, 3, 4], `0,2` as [0, 2], `all` as ["all"]; of several, all of them.
 
     Raises:
         InputError: it is none of these.
     """
     folds: list[int | str] = []
-    for part in text.split(","):
+    for part in ",".join(texts).split(",") if texts else ():
         first, dash, last = part.strip().partition("-")
         if not dash:
             folds.append(parse_fold(first))
             continue
         begin, end = parse_fold(first), parse_fold(last)
         if not isinstance(begin, int) or not isinstance(end, int) or end < begin:
-            raise InputError(f"there are no folds {text!r}", next_step="give them as 0-4, 0,2 or all")
+            raise InputError(f"there are no folds {part.strip()!r}", next_step="give them as 0-4, 0,2 or all")
         folds += range(begin, end + 1)
     return list(dict.fromkeys(folds))
 

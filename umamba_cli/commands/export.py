@@ -16,7 +16,7 @@ from umamba_cli.commands._options import (
     JsonOption,
     QuietOption,
     VerboseOption,
-    parse_fold,
+    parse_folds,
 )
 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, or the folder above its folds.")]
@@ -35,7 +35,7 @@ def export(
     from umamba_cli.pipeline.workflows.export import export_model
 
     console = Console(json_output, quiet, verbose)
-    folds = [parse_fold(text) for text in fold or ()]
+    folds = parse_folds(*(fold or ()))
     with console.progress() as on_progress:
         exported = export_model(run, output, folds=folds, overwrite=overwrite, on_progress=on_progress)
     record, manifest = exported.record, exported.manifest

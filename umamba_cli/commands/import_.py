@@ -16,7 +16,7 @@ from umamba_cli.commands._options import (
     JsonOption,
     QuietOption,
     VerboseOption,
-    parse_fold,
+    parse_folds,
 )
 
 FileArgument = Annotated[
@@ -37,7 +37,7 @@ def import_(
     from umamba_cli.pipeline.interop.checkpoints import import_model
 
     console = Console(json_output, quiet, verbose)
-    folds = [parse_fold(text) for text in fold or ()]
+    folds = parse_folds(*(fold or ()))
     with console.progress() as on_progress:
         imported = import_model(file, output, folds=folds, overwrite=overwrite, on_progress=on_progress)
     record, origin = imported.record, imported.manifest.origin

@@ -18,6 +18,17 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 _TENSOR_CORES_SINCE, _BFLOAT16_SINCE = 7, 8
 """Compute capabilities: https://docs.nvidia.com/cuda/cuda-c-programming-guide/#compute-capabilities."""
 
+_MOST_THREADS = 4  # a core
+
+_NO_ROOM = (
+    "out of memory",
+    "not enough memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "alloc_failed",
+    "could not create a primitive",
+)
+
 _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -129,8 +140,12 @@ def channels_last(dimensions: int) -> torch.memory_format:
 
 
 def use_threads(threads: int | None = None) -> None:
-    """Compute on a CPU with this many threads; None means all cores that this process may use."""
-    torch.set_num_threads(threads or usable_cores())
+    """Compute on a CPU with this many threads; None means all cores that this process may use.
+
+    More than `_MOST_THREADS` a core are never started: they gain nothing, and OpenMP crashes where it gets no more.
+    """
+    cores = usable_cores()
+    torch.set_num_threads(min(threads or cores, _MOST_THREADS * cores))
 
 
 def keep_freed_memory() -> bool:
@@ -147,3 +162,10 @@ def keep_freed_memory() -> bool:
         return False
     mallopt = ctypes.CDLL(None).mallopt
     return bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, -1))
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a tensor, or Python, found no memory; on a GPU or a CPU."""
+    if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in _NO_ROOM)

@@ -1,11 +1,14 @@
-"""One picklable function of one case, run for many cases in worker processes."""
+"""One picklable function of one case, run for many cases in worker processes, here or of a cluster."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 from umamba_cli.pipeline.errors import WorkError
@@ -29,6 +32,7 @@ def for_each_case(
     name: Callable[[Item], str],
     describe: Callable[[Item], str] | None = None,
     workers: int | None = None,
+    cluster: OnCluster | None = None,
     on_progress: OnProgress = ignore_progress,
 ) -> list[Result]:
     """Call `function` on every item and return the results in the items' order.
@@ -38,49 +42,94 @@ def for_each_case(
 
     Args:
         function: a picklable function of one picklable item.
-        items: the cases.
+        items: the cases; for a cluster, the paths in them are absolute.
         task: what progress reports call the work.
         name: the name of an item, for progress reports.
         describe: name and size of an item that could not be done; None: `name` serves.
         workers: processes; None means as many as the machine allows. With one, the work is done in this process.
+        cluster: has its workers do it; None: it is done on this machine.
         on_progress: told after each case.
 
     Raises:
         WorkError: a worker process died on a case even when it was alone (most often killed because memory ran out).
+        InputError: no such cluster, or its workers do not see the same files.
         Exception: whatever else `function` raised first; what has not begun by then is not begun.
     """
     workers = min(workers or default_workers(), max(len(items), 1))
     results: dict[int, Result] = {}
     on_progress(Progress(task, 0, len(items)))
-    for index, result, is_second_try in _unordered(function, items, workers):
-        results[index] = result
-        step = name(items[index]) + (_SECOND_TRY if is_second_try else "")
-        on_progress(Progress(task, len(results), len(items), step=step))
-    lost = [item for index, item in enumerate(items) if index not in results]
-    if lost and not results and workers > 1:
-        raise WorkError(
+    source = _unordered(function, items, workers) if cluster is None else cluster.unordered(function, items)
+    with closing(source):
+        for index, result, is_second_try in source:
+            results[index] = result
+            step = name(items[index]) + (_SECOND_TRY if is_second_try else "")
+            on_progress(Progress(task, len(results), len(items), step=step))
+    lost = [(describe or name)(item) for index, item in enumerate(items) if index not in results]
+    if lost:
+        raise _lost(lost, len(results), task, None if cluster else workers)
+    return [results[index] for index in range(len(items))]
+
+
+@dataclass(frozen=True)
+class OnCluster:
+    """A Dask cluster to have cases done by, and what all its machines must see."""
+
+    address: str
+    """Of the scheduler, such as `tcp://127.0.0.1:8786`."""
+
+    paths: tuple[Path, ...] = ()
+    """Files and folders that the cases lie in, absolute."""
+
+    written: Path | None = None
+    """A folder that workers write to."""
+
+    def unordered(
+        self, function: Callable[[Item], Result], items: Sequence[Item]
+    ) -> Generator[tuple[int, Result, bool], None, None]:
+        """Index and result of each item that could be done, and whether it took a second try; see `cluster.Cluster`."""
+        if not items:
+            return
+        from umamba_cli.pipeline.cluster import connected
+
+        with connected(self.address) as cluster:
+            cluster.require_same(self.paths, written=self.written)
+            yield from cluster.unordered(function, items)
+
+
+def _lost(lost: Sequence[str], finished: int, task: str, workers: int | None) -> WorkError:
+    """What to raise when cases could not be done.
+
+    Args:
+        lost: what to call them.
+        finished: how many others are done.
+        task: what was done to them.
+        workers: processes there were; None: those of a cluster.
+    """
+    total = len(lost) + finished
+    if not finished and workers != 1:
+        return WorkError(
             f"memory runs out, or something else kills the worker processes of {task}, "
-            f"before they have finished any of {len(items)} cases",
-            details=[(describe or name)(item) for item in lost[:_GIVE_UP_AFTER]],
+            f"before they have finished any of {total} cases",
+            details=lost[:_GIVE_UP_AFTER],
             next_step="compare the spacing in the plans with the images' size; take a machine with more memory",
         )
-    if lost:
-        finished = f"; the other {len(results)} are done" if results else ""
-        raise WorkError(
-            f"memory ran out, or something else killed a worker process, in {len(lost)} of {len(items)} cases of "
-            f"{task}{finished}",
-            details=[(describe or name)(item) for item in lost],
-            next_step=(
-                f"run the same command again with fewer --workers (it had {workers}), or " if workers > 1 else "run it "
-            )
-            + "on a machine with more memory; finished cases are kept",
-        )
-    return [results[index] for index in range(len(items))]
+    if workers is None:
+        how = "give the cluster's workers more memory and run the same command again"
+    elif workers > 1:
+        how = f"run the same command again with fewer --workers (it had {workers}), or on a machine with more memory"
+    else:
+        how = "run it on a machine with more memory"
+    return WorkError(
+        f"memory ran out, or something else killed a worker process, in {len(lost)} of {total} cases of {task}"
+        + (f"; the other {finished} are done" if finished else ""),
+        details=lost,
+        next_step=f"{how}; finished cases are kept",
+    )
 
 
 def _unordered(
     function: Callable[[Item], Result], items: Sequence[Item], workers: int
-) -> Iterator[tuple[int, Result, bool]]:
+) -> Generator[tuple[int, Result, bool], None, None]:
     """Index and result of each item that could be done, and whether it took a second try."""
     waiting = deque(range(len(items)))
     if workers == 1:

@@ -42,6 +42,19 @@ def free_memory_bytes() -> int:
     return max(free, 0)
 
 
+def most_memory_bytes() -> int:
+    """Memory that this process could have were it alone: all of the machine's, or what its cgroup allows; no swap."""
+    import psutil
+
+    most = int(psutil.virtual_memory().total)
+    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            most = min(most, int(Path(limit).read_text()))
+        except (OSError, ValueError):  # no such cgroup, or the limit is "max"
+            continue
+    return most
+
+
 def process_memory_bytes() -> int:
     """Memory of this process that lies in RAM."""
     import psutil

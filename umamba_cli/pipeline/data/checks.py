@@ -138,7 +138,7 @@ def check_case(case: Case, description: DatasetDescription) -> CaseReport:
 
 def load_and_check(case: Case, description: DatasetDescription) -> CheckedCase:
     """Read a training case and list all that is wrong with it; nothing is raised for what its files hold."""
-    problems = [*case.conflicts, *(numbering_problems(case, description) if case.images else ["no image in imagesTr"])]
+    problems = [*case.conflicts, *_numbering(case, description)]
     image, label_map, values = None, None, np.empty(0)
     if case.images:
         image, unreadable = _read_images(case.images)
@@ -203,13 +203,26 @@ def label_values(labels: NDArray[Any]) -> NDArray[Any]:
     return np.unique(np.concatenate([np.unique(part) for part in labels])) if len(labels) else labels.reshape(-1)
 
 
-def numbering_problems(case: Case, description: DatasetDescription) -> list[str]:
-    """Files must be numbered 0000 to n-1, one for each channel, or be one file (which may hold them all)."""
+def _numbering(case: Case, description: DatasetDescription) -> list[str]:
+    if not case.images:
+        return ["no image in imagesTr"]
+    return numbering_problems(case.identifier, case.images, description.num_channels, description.file_ending)
+
+
+def numbering_problems(identifier: str, images: Sequence[Path], channels: int, ending: str) -> list[str]:
+    """Files must be numbered 0000 to n-1, one for each channel, or be one file (which may hold them all).
+
+    Args:
+        identifier: of the case.
+        images: its files.
+        channels: that it should have.
+        ending: of the files.
+    """
     ends: dict[str, list[Path]] = defaultdict(list)
-    for path in case.images:
-        ends[_number(path, case, description)].append(path)
-    wanted = [f"{index:04d}" for index in range(description.num_channels)]
-    if len(case.images) == 1 and ("" in ends or wanted[0] in ends):
+    for path in images:
+        ends[_number(path, identifier, ending)].append(path)
+    wanted = [f"{index:04d}" for index in range(channels)]
+    if len(images) == 1 and ("" in ends or wanted[0] in ends):
         return []  # whether that file holds all the channels is seen when it is read
     missing = [f"channel {number} is missing" for number in wanted if number not in ends]
     unknown = [
@@ -220,10 +233,10 @@ def numbering_problems(case: Case, description: DatasetDescription) -> list[str]
     return missing + unknown + [same_name_problem(paths) for paths in ends.values() if len(paths) > 1]
 
 
-def _number(path: Path, case: Case, description: DatasetDescription) -> str:
+def _number(path: Path, identifier: str, ending: str) -> str:
     """The channel number in a file's name, "" where it has none."""
-    name = composed(path.name.removesuffix(description.file_ending))
-    return name.removeprefix(composed(case.identifier)).removeprefix("_")
+    name = composed(path.name.removesuffix(ending))
+    return name.removeprefix(composed(identifier)).removeprefix("_")
 
 
 def _read_images(paths: Sequence[Path]) -> tuple[Image | None, list[str]]:
@@ -247,7 +260,7 @@ def _channel_problems(held: int, case: Case, description: DatasetDescription) ->
     files = len(case.images)
     if held == wanted or (held == files > 1):
         return []
-    number = _number(case.images[0], case, description)
+    number = _number(case.images[0], case.identifier, description.file_ending)
     if held == files and number:
         return [f"channel {index:04d} is missing" for index in range(1, wanted)] if int(number) == 0 else []
     return [f"image holds {held} channel{'' if held == 1 else 's'}, dataset.json knows {wanted}"]

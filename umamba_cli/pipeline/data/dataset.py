@@ -76,9 +76,8 @@ class DatasetDescription(pydantic.BaseModel):
             raise ValueError(f"must hold every value from 0 to {max(values)}, has {', '.join(map(str, values))}")
         if len(values) < 2:
             raise ValueError("must have at least one label besides the background")
-        for name, region in _regions(labels).items():
-            if same := [other for other, held in _regions(labels).items() if other < name and set(held) == set(region)]:
-                raise ValueError(f"must not have the same values in {same[0]} and {name}")
+        if same := _same_regions(labels):
+            raise ValueError(f"must not have the same values in {same[0]} and {same[1]}")
         if IGNORE in labels and labels[IGNORE] != len(values):
             raise ValueError(f"must have {len(values)} as `ignore`, one more than the highest label")
         return labels
@@ -170,6 +169,15 @@ def _has_regions(labels: Labels) -> bool:
 def _regions(labels: Labels) -> dict[str, tuple[int, ...]]:
     named = {name: values_of(value) for name, value in labels.items() if name != IGNORE}
     return {name: values for name, values in named.items() if set(values) != {0}}
+
+
+def _same_regions(labels: Labels) -> tuple[str, str] | None:
+    """The names of the first two regions that are made of the same values."""
+    first: dict[frozenset[int], str] = {}
+    for name, values in _regions(labels).items():
+        if (other := first.setdefault(frozenset(values), name)) != name:
+            return min(other, name), max(other, name)
+    return None
 
 
 def _values(labels: Labels) -> tuple[int, ...]:

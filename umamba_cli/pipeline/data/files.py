@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -20,22 +21,26 @@ from umamba_cli.pipeline.errors import InputError, WorkError
 Model = TypeVar("Model", bound=pydantic.BaseModel)
 
 _ABANDONED_AFTER_S = 3600
+_MOST_BYTES = 200  # of a name that becomes a temporary one: 255 are allowed, some of them are for what is added
+_MOST_LEVELS = 100
+_MOST_COMPLAINTS = 50
+_HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")  # of a pair, in JSON's escapes
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` to write to; on success it is renamed to `path`, on failure removed.
 
-    The temporary name keeps `path`'s whole suffix (`.nii.gz`), from which image writers take the format. The content is
+    The temporary name keeps `path`'s suffix (`.nii.gz`), from which image writers take the format. The content is
     flushed to disk before the rename, so that a power cut leaves the old file or the new one.
 
     Raises:
         WorkError: the folder cannot be written to, or the disk is full.
     """
-    stem, dot, suffixes = path.name.partition(".")
+    stem, ending = _split(path.name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{stem}.partial-", suffix=dot + suffixes, dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=f".{stem}.partial-", suffix=ending, dir=path.parent)
         os.close(handle)
     except OSError as error:
         raise _cannot_write(path, error) from error
@@ -49,6 +54,19 @@ def replacing(path: Path) -> Iterator[Path]:
         raise _cannot_write(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _split(name: str) -> tuple[str, str]:
+    """A file's name as stem and suffix, the stem cut so far that a temporary name of both is short enough."""
+    stem, dot, suffixes = name.partition(".")
+    ending = dot + suffixes
+    if len(os.fsencode(ending)) > _MOST_BYTES // 2:  # a long name with a point in it
+        last = ".nii.gz" if name.lower().endswith(".nii.gz") else Path(name).suffix
+        cut = len(name) - (len(last) if len(os.fsencode(last)) <= _MOST_BYTES // 2 else 0)
+        stem, ending = name[:cut], name[cut:]
+    while len(os.fsencode(stem + ending)) > _MOST_BYTES:  # character by character, none is cut in two
+        stem = stem[:-1]
+    return stem, ending
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -160,42 +178,78 @@ def read_json(path: Path, *, next_step: str = "give another path, or make the fi
         InputError: the file is missing, unreadable or no JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
+        content = path.read_bytes()
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist", next_step=next_step) from error
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise InputError(f"{path} cannot be read: {error}", next_step=next_step) from error
+    return parse_json(content, str(path))
+
+
+def parse_json(content: bytes, source: str, *, next_step: str = "correct the file") -> Any:
+    """What JSON in UTF-8 holds.
+
+    Nesting is limited, and so are texts to what can be written again: what works on the content need not expect more.
+
+    Raises:
+        InputError: it is no JSON, or nested deeper than any file of ours; `source` names it.
+    """
+    try:
+        text = content.decode("utf-8-sig")
+        parsed = json.loads(text)
+        _require_shallow(parsed)
+        if _HALF_CHARACTER.search(text):
+            json.dumps(parsed, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
-        raise InputError(
-            f"{path} is no valid JSON: {error.msg} in line {error.lineno}, column {error.colno}",
-            next_step="correct the file",
-        ) from error
+        problem = f"{error.msg} in line {error.lineno}, column {error.colno}"
+        raise InputError(f"{source} is no valid JSON: {problem}", next_step=next_step) from error
+    except UnicodeError as error:
+        raise InputError(f"{source} cannot be read: {error}", next_step=next_step) from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or lists in lists in lists ...
+        raise InputError(f"{source} is no valid JSON: {error}", next_step=next_step) from error
+    return parsed
+
+
+def _require_shallow(content: object) -> None:
+    level = [content]
+    for _ in range(_MOST_LEVELS):
+        groups = (item.values() if isinstance(item, dict) else item for item in level if isinstance(item, dict | list))
+        level = [item for group in groups for item in group if isinstance(item, dict | list)]
+        if not level:
+            return
+    raise ValueError(f"it is nested more than {_MOST_LEVELS} levels deep")
 
 
 def read_model(path: Path, model: type[Model], *, next_step: str) -> Model:
     """A JSON file as a validated pydantic model.
 
     Raises:
-        InputError: the file cannot be read, or a key does not hold what is allowed; every such key is listed.
+        InputError: the file cannot be read, or a key does not hold what is allowed; such keys are listed.
     """
     return validated(model.model_validate, read_json(path, next_step=next_step), source=str(path))
 
 
-def validated(build: Callable[[Any], Model], content: object, *, source: str) -> Model:
+def validated(
+    build: Callable[[Any], Model], content: object, *, source: str, next_step: str = "correct the file"
+) -> Model:
     """Build a pydantic model from `content`, its complaints turned into one InputError that names `source`."""
     try:
         return build(content)
     except pydantic.ValidationError as error:
-        details = [_complaint(item) for item in error.errors(include_url=False)]
+        complaints = error.errors(include_url=False)
+        details = [_complaint(item) for item in complaints[:_MOST_COMPLAINTS]]
+        if more := len(complaints) - len(details):
+            details.append(f"... and {more} more")
         raise InputError(
-            f"{source}: {len(details)} value{'s' if len(details) > 1 else ''} not allowed",
+            f"{source}: {len(complaints)} value{'s' if len(complaints) > 1 else ''} not allowed",
             details=details,
-            next_step="correct the file",
+            next_step=next_step,
         ) from error
 
 
 def _complaint(item: Any) -> str:
     key = ".".join(str(part) for part in item["loc"]) or "(whole file)"
+    key = key if key.isprintable() else ascii(key)  # what steers a terminal is not shown as it is
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "missing":
         return f"{key}: missing"

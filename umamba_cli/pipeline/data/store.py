@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from umamba_cli.pipeline.data.blosc import blosc2, open_array
 from umamba_cli.pipeline.data.files import link_or_copy, read_json, replacing, write_json
 from umamba_cli.pipeline.errors import InputError, WorkError
 from umamba_cli.pipeline.geometry import Shape
@@ -43,7 +44,7 @@ class StoredArray:
     def __init__(self, path: Path) -> None:
         self._path = path
         with self._reading():
-            self._array = _blosc2().open(str(path), mode="r", dparams={"nthreads": 1})
+            self._array = open_array(path)
         self.shape: Shape = tuple(self._array.shape)
         self.chunks: Shape = tuple(self._array.chunks)
         self.dtype: np.dtype[Any] = self._array.dtype
@@ -211,14 +212,6 @@ def block_shape(chunk: Shape, itemsize: int) -> Shape:
     return tuple(block)
 
 
-def _blosc2() -> Any:
-    import blosc2
-
-    # Its own threads, which it starts anew for every small array, take longer than the work: cases are what is spread.
-    blosc2.set_nthreads(1)
-    return blosc2
-
-
 def write_array(path: Path, array: NDArray[Any], patch_size: Sequence[int], metadata: Mapping[str, bytes]) -> None:
     """Write an array (channels, z, y, x) for `StoredArray` to read, whole or not at all.
 
@@ -231,19 +224,19 @@ def write_array(path: Path, array: NDArray[Any], patch_size: Sequence[int], meta
     Raises:
         WorkError: the disk is full or the folder cannot be written to.
     """
-    blosc2 = _blosc2()
+    package = blosc2()
     chunks = chunk_shape(array.shape, patch_size)
     with replacing(path) as temporary:
         is_large = array.nbytes > _IN_MEMORY_BYTES
         if is_large:
             temporary.unlink()  # blosc2 makes the file itself
         try:
-            stored = blosc2.asarray(
+            stored = package.asarray(
                 np.ascontiguousarray(array),
                 urlpath=str(temporary) if is_large else None,
                 chunks=chunks,
                 blocks=block_shape(chunks, array.dtype.itemsize),
-                cparams={"codec": blosc2.Codec.ZSTD, "clevel": 1, "nthreads": 1},
+                cparams={"codec": package.Codec.ZSTD, "clevel": 1, "nthreads": 1},
             )
             for name, content in metadata.items():
                 stored.schunk.vlmeta[name] = content

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -125,11 +125,33 @@ def read_spacing(path: Path) -> Spacing | None:
     return tuple(float(value) for value in spacing)
 
 
-def write_volume(path: Path, array: NDArray[Any]) -> None:
-    """Write a volume (z, y, x), compressed."""
+def write_volume(path: Path, array: NDArray[Any], *, metadata: Mapping[str, str] | None = None) -> None:
+    """Write a volume (z, y, x), compressed; `metadata` goes into the description of the first page."""
     import tifffile
 
-    tifffile.imwrite(path, array, compression="zlib", photometric="minisblack", metadata={"axes": "ZYX"})
+    more = {"axes": "ZYX", **(metadata or {})}
+    tifffile.imwrite(path, array, compression="zlib", photometric="minisblack", metadata=more)
+
+
+def write_picture(path: Path, array: NDArray[Any], *, metadata: Mapping[str, str] | None = None) -> None:
+    """Write a picture (y, x); `metadata` as in `write_volume`."""
+    import tifffile
+
+    tifffile.imwrite(path, array, photometric="minisblack", metadata={"axes": "YX", **(metadata or {})})
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """What `write_volume` or `write_picture` put into the description of a file; empty where another program wrote it.
+
+    Raises:
+        ValueError: it is no TIFF file, or a damaged one.
+        OSError: it cannot be read.
+    """
+    import tifffile
+
+    with _complaints_raised(), tifffile.TiffFile(path) as file:
+        found: Any = file.shaped_metadata
+        return dict(found[0]) if found else {}
 
 
 def write_spacing(path: Path, spacing_mm: Spacing) -> None:

@@ -21,8 +21,9 @@ from umamba_cli.pipeline.data.images import PICTURE_ENDINGS, LabelMap, Unreadabl
 from umamba_cli.pipeline.errors import InputError
 from umamba_cli.pipeline.evaluation.metrics import OverlapMetrics, overlap
 from umamba_cli.pipeline.geometry import Grid
-from umamba_cli.pipeline.parallel import for_each_case
+from umamba_cli.pipeline.parallel import OnCluster, for_each_case
 from umamba_cli.pipeline.progress import OnProgress, ignore_progress
+from umamba_cli.pipeline.shards import Shard
 
 VOLUME_ENDINGS = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd", ".nhdr", ".hdr", ".gipl")
 """Files taken for label maps with a spacing, where no dataset.json tells the ending."""
@@ -140,7 +141,9 @@ def evaluate_folders(
     *,
     description: DatasetDescription | None,
     count_missing: bool = False,
+    shard: Shard | None = None,
     workers: int | None = None,
+    cluster: str | None = None,
     on_progress: OnProgress = ignore_progress,
 ) -> Evaluation:
     """Compare the label maps of two folders that have the same names (without the ending); other files are left alone.
@@ -152,7 +155,9 @@ def evaluate_folders(
             every value found in any of the label maps is a label.
         count_missing: count a reference without a prediction as one where nothing was found: its labels' Dice is 0.
             Otherwise it is listed in `Evaluation.missing` alone.
+        shard: the part of the references to look at, which may be none; None: all.
         workers: processes; None means as many as the machine allows.
+        cluster: the address of a Dask scheduler whose workers do it; None: this machine does.
         on_progress: told after each case.
 
     Raises:
@@ -160,13 +165,21 @@ def evaluate_folders(
             another grid than their reference or hold unknown labels; every such case is listed.
     """
     ending = description.file_ending if description else None
-    predicted = find_label_maps(predictions, ending)
-    wanted = find_label_maps(references, ending)
+    predicted = find_label_maps(predictions.absolute(), ending)
+    wanted = find_label_maps(references.absolute(), ending)
     _require_references(predicted, wanted, predictions, references)
-    missing = tuple(sorted(wanted.keys() - predicted.keys()))
-    chosen = sorted(wanted if count_missing else predicted)
-    pairs = [(name, predicted.get(name), wanted[name]) for name in chosen]
-    return evaluate_pairs(pairs, description=description, missing=missing, workers=workers, on_progress=on_progress)
+    names = shard.of(list(wanted), str) if shard else sorted(wanted)
+    missing = tuple(name for name in names if name not in predicted)
+    chosen = [name for name in names if count_missing or name in predicted]
+    return evaluate_pairs(
+        [(name, predicted.get(name), wanted[name]) for name in chosen],
+        description=description,
+        missing=missing,
+        may_be_empty=shard is not None,
+        workers=workers,
+        cluster=cluster,
+        on_progress=on_progress,
+    )
 
 
 def evaluate_pairs(
@@ -174,22 +187,26 @@ def evaluate_pairs(
     *,
     description: DatasetDescription | None,
     missing: Sequence[str] = (),
+    may_be_empty: bool = False,
     workers: int | None = None,
+    cluster: str | None = None,
     on_progress: OnProgress = ignore_progress,
 ) -> Evaluation:
     """Compare predictions with references, given by path.
 
     Args:
-        pairs: identifier, prediction and reference of every case.
+        pairs: identifier, prediction and reference of every case; for a cluster their paths are absolute.
         description: as for `evaluate_folders`.
         missing: what `Evaluation.missing` shall list.
+        may_be_empty: no pair at all is no error.
         workers: processes; None means as many as the machine allows.
+        cluster: see `evaluate_folders`.
         on_progress: told after each case.
 
     Raises:
         InputError: there is no pair, or some cannot be compared; every one is listed with all that is wrong with it.
     """
-    if not pairs:
+    if not pairs and not may_be_empty:
         raise InputError("there is nothing to evaluate", next_step="predict at least one case first")
     pairs = sorted(pairs, key=lambda pair: pair[0])
     outcomes = for_each_case(
@@ -198,6 +215,7 @@ def evaluate_pairs(
         task="evaluate",
         name=lambda pair: pair[0],
         workers=workers,
+        cluster=_on_cluster(cluster, pairs) if cluster and pairs else None,
         on_progress=on_progress,
     )
     if bad := [outcome for outcome in outcomes if isinstance(outcome, str)]:
@@ -207,13 +225,14 @@ def evaluate_pairs(
             next_step="predict these cases again or correct them, then run the same command again",
         )
     cases = [outcome for outcome in outcomes if isinstance(outcome, CaseMetrics)]
-    names = description.targets if description else _names(cases)
-    return Evaluation(
-        cases=_completed(cases, names),
-        label_names=names,
-        missing=tuple(missing),
-        dataset=description.name if description else "",
-    )
+    names = description.targets if description else names_of(cases)
+    return Evaluation(completed(cases, names), names, tuple(missing), description.name if description else "")
+
+
+def _on_cluster(address: str, pairs: Sequence[Pair]) -> OnCluster:
+    """The folders must be there for all, and a file of each, by which a folder of the same name is told apart."""
+    firsts = [*[prediction for _, prediction, _ in pairs if prediction][:1], pairs[0][2]]
+    return OnCluster(address, tuple(path for first in firsts for path in (first.parent, first)))
 
 
 def evaluate_case(
@@ -348,13 +367,13 @@ def _read(
     return label_map
 
 
-def _names(cases: Iterable[CaseMetrics]) -> dict[Label, str]:
+def names_of(cases: Iterable[CaseMetrics]) -> dict[Label, str]:
     """Names for labels that no dataset.json names: their values."""
     labels = {value for case in cases for label in case.labels for value in values_of(label)}
     return {label: str(label) for label in sorted(labels)}
 
 
-def _completed(cases: Sequence[CaseMetrics], labels: Iterable[Label]) -> tuple[CaseMetrics, ...]:
+def completed(cases: Sequence[CaseMetrics], labels: Iterable[Label]) -> tuple[CaseMetrics, ...]:
     """The cases with an entry for every label, also those that were found in other cases only."""
     labels = list(labels)
     of_pictures = any(math.isnan(metrics.reference_ml) for case in cases for metrics in case.labels.values())

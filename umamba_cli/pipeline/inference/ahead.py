@@ -32,6 +32,8 @@ class InBackground:
         self._thread = ThreadPoolExecutor(1)
         self._waiting: deque[Future[None]] = deque()
         self._most = most_waiting
+        self.failed = False
+        """Whether a function raised something."""
 
     def __enter__(self) -> InBackground:
         return self
@@ -39,11 +41,11 @@ class InBackground:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is not None:  # what waits is not begun, what has begun ends whole
+        try:
+            if kind is None:
+                self._wait_for(0)
+        finally:  # after an error what waits is not begun; what has begun ends whole
             self._thread.shutdown(cancel_futures=True)
-            return
-        self._wait_for(0)
-        self._thread.shutdown()
 
     def call(self, function: Callable[[], None]) -> None:
         """Have a function called; an error of an earlier one is raised here, or at the end of the block."""
@@ -52,4 +54,8 @@ class InBackground:
 
     def _wait_for(self, left: int) -> None:
         while len(self._waiting) > left:
-            self._waiting.popleft().result()
+            try:
+                self._waiting.popleft().result()
+            except BaseException:
+                self.failed = True
+                raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,79 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from umamba_cli.pipeline.data.dataset import DatasetDescription
-from umamba_cli.pipeline.geometry import Shape, Spacing
+from umamba_cli.pipeline.geometry import Box, Shape, Spacing
 from umamba_cli.pipeline.inference.finer_grid import FinerGrid
 from umamba_cli.pipeline.inference.tile_sums import Slab, array_in_file
 from umamba_cli.pipeline.planning.plans import Configuration
 from umamba_cli.pipeline.preprocessing.case import CaseGeometry
 from umamba_cli.pipeline.preprocessing.resampling import resample_image, thick_axis
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is wanted of a case besides its labels."""
+
+    probabilities: bool = False
+    """Of each output at each voxel: the softmax of the averaged logits, as nnU-Net has it."""
+
+    uncertainty: bool = False
+    """The entropy of the averaged softmax (folds and mirrorings)."""
+
+
+LABELS_ALONE = Wanted()
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was found in an image, on its own grid."""
+
+    labels: NDArray[np.unsignedinteger[Any]]
+    """(z, y, x)."""
+
+    probabilities: NDArray[np.float32] | None
+    """(outputs, z, y, x), in a temporary file; None where they were not asked for."""
+
+    uncertainty: NDArray[np.float32] | None
+    """(z, y, x), see `UncertaintyExport`; None where it was not asked for."""
+
+    sums: str
+    """Where the sums of tiles lay, see `tile_sums.PLACES`."""
+
+
+class CaseExport:
+    """All that is wanted of a case, made slab by slab."""
+
+    def __init__(
+        self, geometry: CaseGeometry, configuration: Configuration, dataset: DatasetDescription, wanted: Wanted
+    ) -> None:
+        """Arguments are those of `LabelExport`, and what is wanted."""
+        how = geometry, configuration, dataset
+        self._planes = geometry.new_shape[0]
+        self._outputs = dataset.num_outputs
+        self._labels = LabelExport(*how)
+        self._probabilities = ProbabilityExport(*how) if wanted.probabilities else None
+        self._uncertainty = UncertaintyExport(*how) if wanted.uncertainty else None
+
+    def take(self, slab: Slab) -> Exported | None:
+        """Go on with the next slab: logits, followed by mean probabilities where uncertainty is wanted.
+
+        Returns:
+            What was found, after the last slab.
+        """
+        logits = replace(slab, values=slab.values[..., : self._outputs])
+        self._labels.take(logits)
+        if self._probabilities is not None:
+            self._probabilities.take(logits)
+        if self._uncertainty is not None:
+            self._uncertainty.take(replace(slab, values=slab.values[..., self._outputs :]))
+        if slab.planes.stop < self._planes:
+            return None
+        return Exported(
+            self._labels.finish(),
+            self._probabilities.finish() if self._probabilities else None,
+            self._uncertainty.finish() if self._uncertainty else None,
+            slab.place,
+        )
 
 
 class LabelExport:
@@ -31,8 +99,7 @@ class LabelExport:
             dataset: says what the outputs are.
         """
         self._dataset = dataset
-        kind = np.uint8 if max(_written(dataset), default=0) < 2**8 else np.uint16
-        self._whole = _OnImageGrid(geometry, kind)
+        self._whole = _OnImageGrid(geometry, label_type(dataset))
         self._slabs = _Slabs(geometry, configuration)
 
     def take(self, slab: Slab) -> None:
@@ -52,36 +119,89 @@ class ProbabilityExport:
     Outside the crop the background has probability 1, and every region 0.
     """
 
-    def __init__(self, geometry: CaseGeometry, configuration: Configuration, dataset: DatasetDescription) -> None:
-        """Arguments are those of `LabelExport`."""
+    def __init__(
+        self,
+        geometry: CaseGeometry,
+        configuration: Configuration,
+        dataset: DatasetDescription,
+        *,
+        into: NDArray[np.float32] | None = None,
+    ) -> None:
+        """Probabilities are added to `into`, (outputs, z, y, x) on the image's grid; without it, to a new file.
+
+        The other arguments are those of `LabelExport`.
+        """
         self._dataset = dataset
-        self._whole = _OnImageGrid(geometry, np.float32, channels=dataset.num_outputs)
+        self._whole = _OnImageGrid(geometry, np.float32, channels=dataset.num_outputs, array=into)
         if not dataset.has_regions:
-            self._whole.array[0] = 1
+            for part in _around(geometry.crop, self._whole.array[0].transpose(geometry.transpose)):
+                np.add(part, 1, out=part)
         self._slabs = _Slabs(geometry, configuration)
 
     def take(self, slab: Slab) -> None:
         """Go on with the next slab of logits."""
         for grid, part in self._slabs.ready(slab):
             for planes, values in grid.values(part):
-                probabilities = values.sigmoid() if self._dataset.has_regions else values.softmax(-1)
-                self._whole.crop[:, planes] = probabilities.movedim(-1, 0).cpu().numpy()
+                probabilities = probabilities_of_logits(values, self._dataset, axis=-1)
+                self._whole.crop[:, planes] += probabilities.movedim(-1, 0).cpu().numpy()
 
     def finish(self) -> NDArray[np.float32]:
         """float32 (outputs, z, y, x) on the image's grid, after all slabs."""
         return self._whole.array
 
 
+class UncertaintyExport:
+    """How undecided the mean of several probabilities is at each voxel of an image, made slab by slab.
+
+    Its entropy in nats: 0 where all agree on one label, ln(labels) where every label is as likely. With regions, which
+    are decided on one by one, the sum of their entropies. Outside the crop it is 0.
+    """
+
+    def __init__(self, geometry: CaseGeometry, configuration: Configuration, dataset: DatasetDescription) -> None:
+        """Arguments are those of `LabelExport`."""
+        self._dataset = dataset
+        self._whole = _OnImageGrid(geometry, np.float32)
+        self._slabs = _Slabs(geometry, configuration)
+
+    def take(self, slab: Slab) -> None:
+        """Go on with the next slab of mean probabilities."""
+        for grid, part in self._slabs.ready(slab):
+            for planes, values in grid.values(part):
+                self._whole.crop[planes] = entropy(values, self._dataset).cpu().numpy()
+
+    def finish(self) -> NDArray[np.float32]:
+        """float32 (z, y, x) on the image's grid, in nats, after all slabs."""
+        return self._whole.array
+
+
 class _OnImageGrid:
     """An array on the image's grid, and the view of it that the crop is, in the transposed axes."""
 
-    def __init__(self, geometry: CaseGeometry, kind: type[np.generic], channels: int | None = None) -> None:
+    def __init__(
+        self,
+        geometry: CaseGeometry,
+        kind: type[np.generic],
+        channels: int | None = None,
+        array: NDArray[Any] | None = None,
+    ) -> None:
         more = () if channels is None else (channels,)
         shape = (*more, *geometry.grid.shape)
-        self.array: NDArray[Any] = np.zeros(shape, kind) if channels is None else array_in_file(shape, kind)
+        if array is None:
+            array = np.zeros(shape, kind) if channels is None else array_in_file(shape, kind)
+        self.array = array
         axes = [axis + len(more) for axis in geometry.transpose]
         transposed = self.array.transpose(*range(len(more)), *axes)
         self.crop = transposed[geometry.crop.slices_of_channels if more else geometry.crop.slices]
+
+
+def _around(box: Box, array: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    """Everything outside of a box in an array of its axes: views, each voxel in one of them."""
+    within = [slice(None)] * array.ndim
+    for axis, inside in enumerate(box.slices):
+        for part in (slice(0, inside.start), slice(inside.stop, None)):
+            within[axis] = part
+            yield array[tuple(within)]
+        within[axis] = inside
 
 
 class _Slabs:
@@ -142,6 +262,18 @@ def labels_of_logits(logits: NDArray[np.float32], dataset: DatasetDescription) -
     return labels
 
 
+def probabilities_of_logits(values: Tensor, dataset: DatasetDescription, axis: int) -> Tensor:
+    """The probability of each output, whose axis is named: they sum to 1, but for regions."""
+    return values.sigmoid() if dataset.has_regions else values.softmax(axis)
+
+
+def entropy(probabilities: Tensor, dataset: DatasetDescription) -> Tensor:
+    """The entropy (...) in nats of probabilities (..., outputs); see `UncertaintyExport`."""
+    known = probabilities.clamp(0, 1)  # splines overshoot
+    nats: Tensor = torch.special.entr(known).sum(-1)
+    return nats + torch.special.entr(1 - known).sum(-1) if dataset.has_regions else nats
+
+
 def _labels_of(values: Tensor, dataset: DatasetDescription) -> Tensor:
     """Logits (..., outputs) to labels, int32 (...)."""
     if not dataset.has_regions:
@@ -152,9 +284,19 @@ def _labels_of(values: Tensor, dataset: DatasetDescription) -> Tensor:
     return labels
 
 
-def _written(dataset: DatasetDescription) -> tuple[int, ...]:
-    """The values that label maps of a dataset can have."""
-    return tuple(dataset.regions_class_order or ()) if dataset.has_regions else tuple(range(dataset.num_classes))
+def labels_of_probabilities(probabilities: Tensor, dataset: DatasetDescription) -> Tensor:
+    """Probabilities (..., outputs) to labels, int32 (...), as `labels_on_image_grid` makes them of logits."""
+    return _labels_of(probabilities - 0.5 if dataset.has_regions else probabilities, dataset)
+
+
+def label_type(dataset: DatasetDescription) -> type[np.unsignedinteger[Any]]:
+    """The smallest type of number that holds the label maps of a dataset."""
+    return np.uint8 if highest_label(dataset) < 2**8 else np.uint16
+
+
+def highest_label(dataset: DatasetDescription) -> int:
+    """The highest value that a predicted label map can have."""
+    return max(dataset.regions_class_order or (0,)) if dataset.has_regions else dataset.num_classes - 1
 
 
 def probabilities_on_image_grid(

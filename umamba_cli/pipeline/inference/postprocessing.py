@@ -15,6 +15,7 @@ from umamba_cli.pipeline.data.files import read_json, validated, write_json
 from umamba_cli.pipeline.errors import InputError
 
 POSTPROCESSING_FORMAT = 1
+HIGHEST_LABEL = 2**16 - 1
 
 Operation = Literal["keep_largest", "fill_holes"]
 
@@ -28,7 +29,7 @@ class Step(pydantic.BaseModel):
     """`keep_largest`: of all connected pieces only the largest stays, the others become background. `fill_holes`:
     background that is enclosed gets the label."""
 
-    labels: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
+    labels: Annotated[tuple[Annotated[int, Field(ge=1, le=HIGHEST_LABEL)], ...], Field(min_length=1)]
     """Label values, taken together as one; what is filled gets the first."""
 
 
@@ -42,20 +43,31 @@ class Postprocessing(pydantic.BaseModel):
     tried: tuple[dict[str, Any], ...] = ()
     """Every step that was looked at, with the mean Dice of each label before and after, and whether it was kept."""
 
+    outdated: tuple[str, ...] = ()
+    """Beside label maps that steps were applied to: those that other steps made, which are still to be made again."""
+
 
 def postprocessing_file(model_folder: Path) -> Path:
-    """Where what was found lies: beside a model's folds."""
+    """Where what was found lies: beside a model's folds; and what was applied: beside the new label maps."""
     return model_folder / "postprocessing.json"
 
 
-def read_postprocessing(path: Path) -> Postprocessing:
+def read_postprocessing(
+    path: Path, *, next_step: str = "find it anew with `umamba postprocess find`"
+) -> Postprocessing:
     """Read `postprocessing.json`.
 
     Raises:
-        InputError: it is missing, damaged or of an unknown format.
+        InputError: it is missing, damaged or of an unknown format; `next_step` is what to do then.
     """
-    again = "find it anew with `umamba postprocess find`"
-    found = validated(Postprocessing.model_validate, read_json(path, next_step=again), source=str(path))
+    if path.suffix == ".zip":
+        raise InputError(
+            f"{path} is a bundle, which holds no postprocessing",
+            next_step="give the postprocessing.json that lies beside the folds of its model",
+        )
+    found = validated(
+        Postprocessing.model_validate, read_json(path, next_step=next_step), source=str(path), next_step=next_step
+    )
     if found.format != POSTPROCESSING_FORMAT:
         raise InputError(
             f"{path} has format {found.format}, this umamba knows {POSTPROCESSING_FORMAT}", next_step="update umamba"
@@ -69,8 +81,12 @@ def write_postprocessing(path: Path, found: Postprocessing) -> None:
 
 
 def postprocess(labels: NDArray[np.integer[Any]], steps: Sequence[Step]) -> NDArray[np.integer[Any]]:
-    """A label map (z, y, x) after some steps; the one given is not changed."""
-    result: NDArray[np.integer[Any]] = labels.copy()
+    """A label map (z, y, x) after some steps; the one given is not changed.
+
+    It has the same type, or a wider one where that could not hold the labels that holes are filled with.
+    """
+    filled = [step.labels[0] for step in steps if step.operation == "fill_holes"]
+    result = labels.astype(np.result_type(labels.dtype, *map(np.min_scalar_type, filled)))
     for step in steps:
         mask = np.isin(result, step.labels)
         if step.operation == "keep_largest":

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from numpy.typing import ArrayLike, NDArray
+from torch import nn
 
 from umamba_cli.pipeline.data.checks import not_finite_problems
-from umamba_cli.pipeline.data.images import Image, read_image, write_label_map
+from umamba_cli.pipeline.data.dataset import BACKGROUND, DatasetDescription
+from umamba_cli.pipeline.data.images import Image, write_label_map
 from umamba_cli.pipeline.data.workspace import Run
-from umamba_cli.pipeline.devices import Compute, channels_last, choose_compute
-from umamba_cli.pipeline.errors import InputError, UmambaError
-from umamba_cli.pipeline.geometry import FLAT_SPACING_MM, Grid, numbers_text
-from umamba_cli.pipeline.inference.export import LabelExport, ProbabilityExport
+from umamba_cli.pipeline.devices import Compute, choose_compute
+from umamba_cli.pipeline.errors import InputError
+from umamba_cli.pipeline.inference.arrays import image_of_array, image_of_files, require_writable
+from umamba_cli.pipeline.inference.export import LABELS_ALONE, CaseExport, Exported, Wanted, probabilities_of_logits
 from umamba_cli.pipeline.inference.previous_stage import (
     find_previous_runs,
     labels_for_next_stage,
@@ -27,39 +27,19 @@ from umamba_cli.pipeline.inference.previous_stage import (
     with_label_channels,
 )
 from umamba_cli.pipeline.inference.sliding_window import Window, WindowOptions
+from umamba_cli.pipeline.inference.trained import TrainedFold, fold_of_bundle, fold_of_run
 from umamba_cli.pipeline.networks.scan import choose_backend
 from umamba_cli.pipeline.preprocessing.case import CaseGeometry, PreprocessedCase, preprocess
-from umamba_cli.pipeline.runs.bundle import Bundle, open_bundle, weights_name
-from umamba_cli.pipeline.runs.checkpoint import read_checkpoint
+from umamba_cli.pipeline.progress import OnProgress
+from umamba_cli.pipeline.runs.bundle import Bundle, open_bundle
 from umamba_cli.pipeline.runs.model import choose_folds, choose_runs, made_of, refuse_foreign
-from umamba_cli.pipeline.runs.network import previous_labels, recorded_network
-from umamba_cli.pipeline.runs.record import RunRecord, read_record
+from umamba_cli.pipeline.runs.network import compile_scan, previous_labels
+from umamba_cli.pipeline.runs.record import RunRecord
 
 Key = TypeVar("Key")
 
 
-@dataclass(frozen=True)
-class Exported:
-    """What was found in an image, on its own grid."""
-
-    labels: NDArray[np.unsignedinteger[Any]]
-    """(z, y, x)."""
-
-    probabilities: NDArray[np.float32] | None
-    """(outputs, z, y, x), in a temporary file; None where they were not asked for."""
-
-
-@dataclass(frozen=True)
-class _Begun(Generic[Key]):
-    """A case whose slabs are coming."""
-
-    key: Key
-    planes: int
-    labels: LabelExport
-    probabilities: ProbabilityExport | None
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Predictor:
     """One network, or the networks of several folds whose logits are averaged."""
 
@@ -68,8 +48,16 @@ class Predictor:
     compute: Compute
     options: WindowOptions
 
+    weights: Mapping[str, str] = field(default_factory=dict)
+    """Each fold, and a digest of its weights."""
+
     previous: Predictor | None = None
     """Of a cascade's previous stage, whose label map the networks get besides the image."""
+
+    def __repr__(self) -> str:
+        """Short: networks and plans would fill pages."""
+        record, folds = self.record, ", ".join(self.weights)
+        return f"Predictor({record.model} in {record.configuration}, folds {folds}, on {self.compute.device_name})"
 
     @classmethod
     def load(
@@ -97,7 +85,7 @@ class Predictor:
         """
         return load_predictor(Path(model), folds, choose_compute(device, precision), mirroring=mirroring, step=step)
 
-    def predict(self, array: NDArray[Any], spacing: Sequence[float]) -> NDArray[np.unsignedinteger[Any]]:
+    def predict(self, array: ArrayLike, spacing: Sequence[float]) -> NDArray[np.unsignedinteger[Any]]:
         """Segment an image that is in memory.
 
         May be called again and again, and from several threads.
@@ -111,7 +99,7 @@ class Predictor:
             The label map, [z,] y, x.
 
         Raises:
-            InputError: axes, channels or spacing do not fit, or voxels are not finite.
+            InputError: axes, channels or spacing do not fit, or voxels are no numbers or not finite.
         """
         image = image_of_array(array, spacing)
         labels = self._labels(image)
@@ -123,29 +111,64 @@ class Predictor:
         """Segment an image in files.
 
         Args:
-            images: one file, or one for each channel in the order of `dataset.json`.
+            images: what `umamba predict -i` takes for one case: a file, of which a case with several channels has
+                others beside it or holds them as volumes, or a folder with one image or DICOM series. Several are the
+                channels in the order of `dataset.json`.
             output: where to write the label map, on the image's grid; its ending names the format. None: nowhere.
 
         Returns:
             The label map (z, y, x), whose first axis is one voxel long for a 2D file.
 
         Raises:
-            InputError: a file is no image, or has other channels than the training had.
+            InputError: a file is no image, or has other channels than the training had, or the output's ending names no
+                format that holds the label map.
             WorkError: the output cannot be written.
         """
-        image = read_image([Path(images)] if isinstance(images, str | Path) else [Path(path) for path in images])
+        image, sources = image_of_files(images, self.dataset)
+        if output is not None:
+            require_writable(Path(output), sources, image.grid.shape, self.dataset)
         labels = self._labels(image)
         if output is not None:
-            write_label_map(Path(output), labels, image.grid)
+            write_label_map(Path(output), labels, image.grid, names={0: BACKGROUND, **self.dataset.foreground})
         return labels
+
+    @property
+    def dataset(self) -> DatasetDescription:
+        """Of the training; says what the outputs are."""
+        return self.record.dataset
+
+    @property
+    def described(self) -> Mapping[str, Any]:
+        """All that predictions depend on, for JSON: the same of two predictors means the same predictions.
+
+        Apart from the last digits, which devices and precisions have of their own.
+        """
+        return {
+            "model": self.record.model,
+            "configuration": self.record.configuration,
+            "dataset": self.record.plans.dataset_name,
+            "weights": dict(self.weights),
+            "mirror_axes": list(self.options.mirror_axes),
+            "step": self.options.step,
+            "previous": self.previous.described if self.previous else None,
+        }
+
+    @property
+    def prepares_ahead(self) -> bool:
+        """Whether preparing a case leaves the device to the case before; a cascade's first stage takes it."""
+        return self.previous is None
+
+    def compile(self, on_progress: OnProgress) -> None:
+        """Compile the scan of the networks where it must be, before the first case."""
+        compile_scan(self.networks, self.compute.device, on_progress)
 
     def _labels(self, image: Image) -> NDArray[np.unsignedinteger[Any]]:
         if problems := not_finite_problems("image", image.voxels):
             raise InputError("; ".join(problems), next_step="correct the image")
-        ((_, found),) = self.export([(None, self.preprocess(image))])
+        ((_, found),) = self.export([(None, self.prepare(image))])
         return found.labels
 
-    def preprocess(self, image: Image) -> PreprocessedCase:
+    def prepare(self, image: Image) -> PreprocessedCase:
         """An image as the networks see it; in a cascade with what the previous stage, which is run here, finds in it.
 
         Raises:
@@ -161,7 +184,7 @@ class Predictor:
         case = preprocess(image, None, self.record.plans, self.record.network_configuration)
         if self.previous is None:
             return case
-        before = self.previous.preprocess(image)
+        before = self.previous.prepare(image)
         labels = self.previous.labels_for_next_stage(before.image, before.geometry, case.geometry)
         return replace(case, image=with_label_channels(case.image, labels, self.previous_labels))
 
@@ -185,7 +208,7 @@ class Predictor:
         return self._window.logits(image)
 
     def export(
-        self, cases: Iterable[tuple[Key, PreprocessedCase]], *, probabilities: bool = False
+        self, cases: Iterable[tuple[Key, PreprocessedCase]], wanted: Wanted = LABELS_ALONE
     ) -> Iterator[tuple[Key, Exported]]:
         """What the networks find in preprocessed cases, each on its image's own grid, in the order of the cases.
 
@@ -193,49 +216,26 @@ class Predictor:
 
         Args:
             cases: each with what the caller knows it by; taken when there is room for it in a batch.
-            probabilities: export these too.
+            wanted: what to export besides labels.
         """
-        how = self.record.network_configuration, self.record.dataset
 
-        def begun() -> Iterator[tuple[_Begun[Key], NDArray[np.float32]]]:
+        def begun() -> Iterator[tuple[tuple[Key, CaseExport], NDArray[np.float32]]]:
             for key, case in cases:
-                labels = LabelExport(case.geometry, *how)
-                more = ProbabilityExport(case.geometry, *how) if probabilities else None
-                yield _Begun(key, case.image.shape[1], labels, more), case.image
-
-        for case, slab in self._window.slabs(begun()):
-            case.labels.take(slab)
-            if case.probabilities:
-                case.probabilities.take(slab)
-            if slab.planes.stop == case.planes:
                 yield (
-                    case.key,
-                    Exported(case.labels.finish(), case.probabilities.finish() if case.probabilities else None),
+                    (key, CaseExport(case.geometry, self.record.network_configuration, self.dataset, wanted)),
+                    case.image,
                 )
+
+        window = self._window
+        if wanted.uncertainty:
+            window = replace(window, probabilities_of=partial(probabilities_of_logits, dataset=self.dataset, axis=1))
+        for (key, export), slab in window.slabs(begun()):
+            if found := export.take(slab):
+                yield key, found
 
     @property
     def _window(self) -> Window:
         return Window(self.networks, self.record.network_configuration.patch_size, self.compute, self.options)
-
-
-def image_of_array(array: NDArray[Any], spacing: Sequence[float]) -> Image:
-    """An image from an array; see `Predictor.predict`.
-
-    Raises:
-        InputError: axes and spacing do not fit.
-    """
-    axes = len(spacing)
-    if axes not in (2, 3) or array.ndim not in (axes, axes + 1) or not all(0 < mm < math.inf for mm in spacing):
-        raise InputError(
-            f"an array of {array.ndim} axes and a spacing of {numbers_text(spacing)} mm",
-            next_step="give (channels, z, y, x) or (z, y, x) with three spacings above 0, or both without z",
-        )
-    voxels = np.asarray(array, dtype=np.float32)
-    voxels = voxels if array.ndim == axes + 1 else voxels[None]
-    voxels = voxels if axes == 3 else voxels[:, None]
-    spacing_mm = tuple(map(float, spacing)) if axes == 3 else (FLAT_SPACING_MM, *map(float, spacing))
-    grid = Grid(voxels.shape[1:], spacing_mm, (0.0,) * axes, tuple(np.eye(axes).ravel().tolist()))
-    return Image(voxels, grid)
 
 
 def load_predictor(
@@ -267,21 +267,14 @@ def load_predictor(
     if not model.is_file():
         runs = choose_runs(model, folds)
         return load_runs(runs, compute, mirroring=mirroring, step=step, previous_stage=previous_stage)
-    bundle = open_bundle(model)
-    if stage := bundle.record.network_configuration.previous_stage:
-        raise InputError(
-            f"{model} is a model of {bundle.record.configuration}, which needs what {stage} finds, and a bundle holds "
-            "one stage of a cascade alone",
-            next_step="predict with the folder that it was trained in, WORKSPACE/runs/MODEL__CONFIGURATION",
-        )
-    return _predictor([_from_bundle(bundle, fold) for fold in choose_folds(bundle, folds)], compute, mirroring, step)
+    return _load_bundle(open_bundle(model), folds, compute, mirroring, step, previous_stage)
 
 
 def load_runs(
     runs: Sequence[Run], compute: Compute, *, mirroring: bool = True, step: float = 0.5, previous_stage: bool = True
 ) -> Predictor:
     """Load the networks of finished runs; arguments and errors are those of `load_predictor`."""
-    trained = [_from_run(run) for run in runs]
+    trained = [fold_of_run(run) for run in runs]
     record, previous = trained[0].record, None
     if previous_stage and record.network_configuration.previous_stage is not None:
         before = find_previous_runs(runs[0], [fold.record for fold in trained])
@@ -290,7 +283,31 @@ def load_runs(
     return replace(_predictor(trained, compute, mirroring, step), previous=previous)
 
 
-def _predictor(trained: Sequence[_TrainedFold], compute: Compute, mirroring: bool, step: float) -> Predictor:
+def _load_bundle(
+    bundle: Bundle,
+    folds: Sequence[int | str],
+    compute: Compute,
+    mirroring: bool,
+    step: float,
+    previous_stage: bool,
+) -> Predictor:
+    """Load the networks of a bundle; see `load_predictor`."""
+    chosen, stage, previous = choose_folds(bundle, folds), bundle.record.network_configuration.previous_stage, None
+    trained = [fold_of_bundle(bundle, fold) for fold in chosen]
+    if previous_stage and stage is not None:
+        if bundle.previous is None:
+            raise InputError(
+                f"{bundle.path} is a model of {bundle.record.configuration}, which needs what {stage} finds, and it "
+                "holds no model of that",
+                next_step="make it again from the folder that it was trained in: `umamba export RUN -o model.zip`",
+            )
+        require_same_images(bundle.record, bundle.previous.record, f"the previous stage in {bundle.path}")
+        before = [fold_of_bundle(bundle.previous, fold) for fold in bundle.previous_folds(chosen)]
+        previous = _predictor(before, compute, mirroring, step)
+    return replace(_predictor(trained, compute, mirroring, step), previous=previous)
+
+
+def _predictor(trained: Sequence[TrainedFold], compute: Compute, mirroring: bool, step: float) -> Predictor:
     """The predictor of one stage."""
     first = trained[0]
     for other in trained[1:]:
@@ -299,66 +316,10 @@ def _predictor(trained: Sequence[_TrainedFold], compute: Compute, mirroring: boo
                 f"{other.source} was trained with another model or other plans than {first.source}",
                 next_step="choose folds of one training with -f",
             )
-    networks = tuple(_load(fold, compute) for fold in trained)
+    networks, digests = [], {}
+    for each in trained:  # one after the other: the weights of one at a time are in memory twice
+        network, digests[str(each.fold)] = each.load(compute)
+        networks.append(network)
     axes = first.record.mirror_axes if mirroring else ()
-    return Predictor(first.record, networks, compute, WindowOptions(step=step, mirror_axes=axes))
-
-
-@dataclass(frozen=True)
-class _TrainedFold:
-    """One fold's training, its weights still to be read."""
-
-    record: RunRecord
-    source: str
-    """What errors call it."""
-
-    weights: Callable[[], Mapping[str, Tensor]]
-
-
-def _from_run(run: Run) -> _TrainedFold:
-    checkpoint = run.checkpoint("final")
-    return _TrainedFold(read_record(run), str(checkpoint), lambda: read_checkpoint(checkpoint).weights)
-
-
-def _from_bundle(bundle: Bundle, fold: int | str) -> _TrainedFold:
-    source = f"{weights_name(fold)} in {bundle.path}"
-    return _TrainedFold(bundle.record, source, lambda: bundle.weights(fold))
-
-
-def _described_tensors(record: RunRecord) -> Mapping[str, Tensor]:
-    """Names and shapes of what a record describes, without numbers where that works: a bundle may describe anything."""
-    try:
-        with torch.device("meta"):
-            described: Mapping[str, Tensor] = recorded_network(record).state_dict()
-    except UmambaError:
-        raise
-    except Exception:  # models of other packages may need numbers
-        described = recorded_network(record).state_dict()
-    return described
-
-
-def _require_same_tensors(fold: _TrainedFold, expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
-    """The weights have the network's names, shapes and kinds of numbers."""
-    problems = [f"{name} is missing" for name in expected.keys() - weights.keys()]
-    problems += [f"{name} is none of the network's" for name in weights.keys() - expected.keys()]
-    for name in expected.keys() & weights.keys():
-        if (there := expected[name].shape) != (here := weights[name].shape):
-            problems.append(f"{name} is {tuple(here)}, the network's is {tuple(there)}")
-        elif expected[name].is_floating_point() != weights[name].is_floating_point():
-            problems.append(f"{name} holds {weights[name].dtype}, the network's {expected[name].dtype}")
-    if problems:
-        raise InputError(
-            f"{fold.source} does not fit the model {fold.record.model} of its run.json",
-            details=sorted(problems)[:5],
-            next_step="train again, or use the version of umamba that trained it",
-        )
-
-
-def _load(fold: _TrainedFold, compute: Compute) -> nn.Module:
-    weights = dict(fold.weights())
-    _require_same_tensors(fold, _described_tensors(fold.record), weights)
-    network = recorded_network(fold.record)
-    network.load_state_dict(weights)
-    memory_format = channels_last(fold.record.network_configuration.dimensions)
-    network.to(compute.device, memory_format=memory_format)  # type: ignore[call-overload]
-    return network.eval()
+    options = WindowOptions(step=step, mirror_axes=axes)
+    return Predictor(first.record, tuple(networks), compute, options, digests)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TypeVar
@@ -63,6 +63,9 @@ class Window:
     compute: Compute
     options: WindowOptions
 
+    probabilities_of: Callable[[Tensor], Tensor] | None = None
+    """Logits (batch, outputs, ...) to probabilities, which then are averaged too, as further outputs."""
+
     @torch.inference_mode()
     def slabs(self, images: Iterable[tuple[Key, NDArray[np.float32]]]) -> Iterator[tuple[Key, Slab]]:
         """The logits of images, averaged over networks and mirrorings.
@@ -72,8 +75,8 @@ class Window:
                 taken when there is room for its tiles in a batch.
 
         Yields:
-            An image's key and a slab of its logits; slabs of an image come in order, images in theirs. A slab is to be
-            used before the next is asked for.
+            An image's key and a slab of its logits, followed by its probabilities where these are wanted; slabs of an
+            image come in order, images in theirs. A slab is to be used before the next is asked for.
         """
         tiles = ((key, image, box) for key, image in self._tiled(images) for box in image.boxes)
         flips = _flips(self.options.mirror_axes)
@@ -81,9 +84,9 @@ class Window:
         at_once = max(1, _VOXELS_A_BATCH.get(self.compute.device.type, 1 << 20) // voxels)
         count = max(1, at_once // len(flips))
         while group := list(itertools.islice(tiles, count)):
-            logits = self._answers([image.tile(box) for _, image, box in group], flips, at_once)
-            for (key, image, box), answer in zip(group, logits, strict=True):
-                for slab in image.add(box, answer):
+            answers = [*self._answers([image.tile(box) for _, image, box in group], flips, at_once)]
+            for key, image, box in group:
+                for slab in image.add(box, answers.pop(0)):  # kept no longer: it may be as large as all the rest
                     yield key, slab
 
     def logits(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -103,10 +106,14 @@ class Window:
             yield key, TiledImage(image, tile, self.options.step, weight, place=self.options.sums)
 
     def _answers(self, tiles: Sequence[Tensor], flips: Sequence[tuple[int, ...]], at_once: int) -> Tensor:
-        """Tiles (channels, z, y, x) to float32 logits (tiles, z, y, x, outputs), averaged."""
+        """Tiles (channels, z, y, x) to averaged logits (tiles, z, y, x, outputs) and what `slabs` says.
+
+        In float32, but for what a single network says of tiles as they are: this stays in its own precision.
+        """
         flat = len(self.patch_size) == 2
         batch = torch.stack([tile[:, 0] if flat else tile for tile in tiles])
         batch = batch.to(self.compute.device, memory_format=channels_last(len(self.patch_size)))
+        count = len(self.networks) * len(flips)
         total: Tensor | None = None
         for some in _parts(flips, max(1, at_once // len(tiles))):
             turned = torch.cat([batch.flip(flip) if flip else batch for flip in some])
@@ -114,10 +121,15 @@ class Window:
                 with self.compute.autocast():
                     answers = network(turned)
                 for flip, answer in zip(some, answers.chunk(len(some)), strict=True):
-                    back = (answer.flip(flip) if flip else answer).float()
-                    total = back if total is None else total + back
+                    back = answer.flip(flip) if flip else answer
+                    if self.probabilities_of is not None:
+                        back = torch.cat([back, self.probabilities_of(back.float())], dim=1)
+                    if total is not None:
+                        total += back
+                    else:
+                        total = back if count == 1 else back.to(torch.float32, copy=True)
         assert total is not None
-        mean = (total / (len(self.networks) * len(flips))).movedim(1, -1)
+        mean = (total if count == 1 else total.div_(count)).movedim(1, -1)
         return mean[:, None] if flat else mean
 
 

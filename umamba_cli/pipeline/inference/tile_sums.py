@@ -30,6 +30,9 @@ PLACES = ("device", "memory", "file")
 _SLAB_BYTES = 1 << 26
 """Of the planes that leave together."""
 
+_ADDED_BYTES = 1 << 24
+"""Of a tile's planes that a CPU adds at once: more only take new memory, which costs more than the sum."""
+
 _SPARE = 0.6
 """Share of the free memory that sums may take; tiles, images and label maps need the rest."""
 
@@ -43,6 +46,9 @@ class Slab:
 
     values: Tensor
     """float32 (planes, y, x, outputs); to be used before the next slab is asked for, which may overwrite it."""
+
+    place: str = "memory"
+    """Where the sums lie, one of `PLACES`."""
 
     @property
     def planes(self) -> slice:
@@ -83,6 +89,7 @@ class TiledImage:
         self.boxes: Sequence[Box] = tuple(tile_boxes(target, tile, step))
         self._depth = tile[0]
         self._end = target[0]
+        self._added = 0  # tiles
         self._final = 0  # planes before are gone
         self._ring = (tile[0], *target[1:])
         self._place = place
@@ -94,51 +101,56 @@ class TiledImage:
         return torch.from_numpy(self._image[box.slices_of_channels])
 
     def add(self, box: Box, values: Tensor) -> Iterator[Slab]:
-        """Add what networks answered to a tile, (z, y, x, outputs), after handing over the planes that are final now.
+        """Add what networks answered to a tile, then hand over the planes that no further tile touches.
 
-        Tiles come in the order of `boxes`. The iterator must be used to its end.
+        Args:
+            box: the next one of `boxes`.
+            values: (z, y, x, outputs) of any floating type. Nothing here keeps them while planes are handed over; to
+                save memory, the caller should not either.
+
+        Yields:
+            Slabs, to the end of which the iterator must be used.
 
         Raises:
             WorkError: there is no room for a file.
         """
         if not self._sums.numel():
             self._make_room(values)
-        yield from self._leave(box.start[0])
-        values = values.to(self._sums.device) * self._weight
         rows, columns = box.slices[1:]
-        for ring, part in self._pieces(box.start[0], box.stop[0]):
-            self._sums[ring, rows, columns] += values[part]
+        few = _planes_in(_ADDED_BYTES, self._sums[0, rows, columns]) if self._sums.is_cpu else self._depth
+        for ring, part in self._pieces(box.start[0], box.stop[0], few):
+            self._sums[ring, rows, columns] += values[part].to(self._sums.device) * self._weight[part]
             self._weights[ring, rows, columns] += self._weight[part]
-        if box == self.boxes[-1]:
-            yield from self._leave(self._end)
+        del values
+        self._added += 1
+        yield from self._leave(self.boxes[self._added].start[0] if self._added < len(self.boxes) else self._end)
 
     def _make_room(self, values: Tensor) -> None:
         """For sums of values like these."""
         shape = (*self._ring, values.shape[-1])
-        place = choose_place(shape, values.device) if self._place == "auto" else self._place
-        self._sums = _zeros(shape, place, values.device)
+        if self._place == "auto":
+            self._place = choose_place(shape, values.device)
+        self._sums = _zeros(shape, self._place, values.device)
         self._weights = torch.zeros((*self._ring, 1), device=self._sums.device)
         self._weight = self._weight.to(self._sums.device)
 
     def _leave(self, stop: int) -> Iterator[Slab]:
-        planes = max(1, _SLAB_BYTES // (self._sums[0].numel() * self._sums.element_size()))
-        while self._final < stop:
-            until = min(stop, self._final + planes)
-            for ring, part in self._pieces(self._final, until):
-                values = self._sums[ring].div_(self._weights[ring])
-                slab = self._inside(self._final + part.start, values)
-                if slab is not None:
-                    yield slab
-                values.zero_()
-                self._weights[ring] = 0
-            self._final = until
+        begin = self._final
+        for ring, part in self._pieces(begin, stop, _planes_in(_SLAB_BYTES, self._sums[0])):
+            values = self._sums[ring].div_(self._weights[ring])
+            slab = self._inside(begin + part.start, values)
+            if slab is not None:
+                yield slab
+            values.zero_()
+            self._weights[ring] = 0
+            self._final = begin + part.stop
 
-    def _pieces(self, start: int, stop: int) -> Iterator[tuple[slice, slice]]:
-        """Planes of the image as slices of the ring, each with which of the planes they are."""
+    def _pieces(self, start: int, stop: int, most: int) -> Iterator[tuple[slice, slice]]:
+        """Planes of the image as slices of the ring, `most` at a time, each with which of the planes they are."""
         done = 0
         while start + done < stop:
             first = (start + done) % self._depth
-            count = min(stop - start - done, self._depth - first)
+            count = min(stop - start - done, self._depth - first, most)
             yield slice(first, first + count), slice(done, done + count)
             done += count
 
@@ -149,7 +161,12 @@ class TiledImage:
         if first >= last:
             return None
         inside = values[first - start : last - start, y : y + rows, x : x + columns]
-        return Slab(first - z, inside)
+        return Slab(first - z, inside, self._place)
+
+
+def _planes_in(size: int, plane: Tensor) -> int:
+    """How many planes like this one make so many bytes; at least one."""
+    return max(1, size // (plane.numel() * plane.element_size()))
 
 
 def choose_place(shape: Shape, device: torch.device) -> str:

@@ -9,7 +9,6 @@ Source: nnU-Net 2.8.1, what its preprocessor, its dataset classes and its image 
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from umamba_cli.pipeline.data import tiff
+from umamba_cli.pipeline.data.blosc import open_array
 from umamba_cli.pipeline.data.dataset import Case
 from umamba_cli.pipeline.data.files import to_plain, validated
 from umamba_cli.pipeline.data.images import PICTURE_ENDINGS
@@ -32,8 +32,6 @@ from umamba_cli.pipeline.planning.plans import Count, Number, Size
 from umamba_cli.pipeline.preprocessing.case import source_state
 
 _AGAIN = "preprocess the case again in nnU-Net"
-
-_METALAYERS_AT = 92  # in a blosc2 file; see `_metalayers`
 
 _MOST_PROPERTIES = 1000  # values in the properties that are used; about fifty are usual
 
@@ -212,33 +210,7 @@ def _open(path: Path, key: str) -> Any:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:  # np.load leaves bad ones open
                 array = arrays[key]
         else:
-            import blosc2
-
-            if (names := _metalayers(path)) != ["b2nd"]:
-                raise ValueError(f"it is no plain array ({', '.join(names) or 'nothing'} in its header)")
-            array = blosc2.open(str(path), mode="r", dparams={"nthreads": 1})
+            array = open_array(path)
         if array.dtype.kind not in "biuf":
             raise ValueError(f"it holds {array.dtype}, not numbers")
         return array
-
-
-def _metalayers(path: Path) -> list[str]:
-    """Names of what the header of a blosc2 file says of the content, read without blosc2.
-
-    A plain array has `b2nd` alone. Others blosc2 follows when it opens the file: to other files and servers, and into
-    Python code.
-
-    Source: blosc2's README_CFRAME_FORMAT: their number stands behind the 87 bytes of the header's fixed part and five
-    more, then each name (its length in the lowest five bits before it) and five bytes that say where its content is.
-    """
-    with path.open("rb") as file:
-        header = file.read(1 << 16)
-    if header[2:10] != b"b2frame\0":
-        raise ValueError("it is no blosc2 file")
-    (count,) = struct.unpack_from(">H", header, _METALAYERS_AT)
-    position, names = _METALAYERS_AT + 2, []
-    for _ in range(count):
-        end = position + 1 + (header[position] & 0x1F)
-        names.append(header[position + 1 : end].decode())
-        position = end + 5
-    return names

@@ -24,6 +24,8 @@ _MOST = {
 }
 """Beyond all that anybody trains."""
 
+_MOST_STAGES = 32
+
 
 @dataclass(frozen=True)
 class Architecture:
@@ -91,6 +93,8 @@ class Architecture:
         stages = len(self.features_per_stage)
         if stages < 2:
             raise _contradiction(f"a U-Net needs at least 2 stages, the plan has {stages}")
+        if stages > _MOST_STAGES:
+            raise _contradiction(f"a U-Net has {_MOST_STAGES} stages at most, the plan has {stages}")
         for name, expected in (
             ("strides", stages),
             ("kernel_sizes", stages),

@@ -42,6 +42,9 @@ Normalization = Literal[
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 """What a configuration may be called: it names folders."""
 
+_MOST_VOXELS = 512**3
+"""Of a patch: beyond all that fits a device. A file of someone else's shall not fill the memory."""
+
 
 class _Model(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="allow", frozen=True, populate_by_name=True)
@@ -191,6 +194,8 @@ class Configuration(_Model):
     @classmethod
     def _patch_can_be_halved(cls, patch: tuple[int, ...], info: pydantic.ValidationInfo) -> tuple[int, ...]:
         architecture = info.data.get("architecture")
+        if math.prod(patch) > _MOST_VOXELS:
+            raise ValueError(f"must not have more than {_MOST_VOXELS} voxels")
         if architecture is None:
             return patch
         divisors = tuple(math.prod(axis) for axis in zip(*architecture.arch_kwargs.strides, strict=True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,10 +19,11 @@ from umamba_cli.pipeline.data.files import file_state, to_plain
 from umamba_cli.pipeline.data.images import Image, file_ending
 from umamba_cli.pipeline.data.nonzero import nonzero_box, nonzero_mask
 from umamba_cli.pipeline.errors import InputError
-from umamba_cli.pipeline.geometry import Box, Grid, Shape, resampled_shape
+from umamba_cli.pipeline.geometry import Box, Grid, Shape, Spacing, numbers_text, resampled_shape, size_text
 from umamba_cli.pipeline.planning.plans import Configuration, Plans
 from umamba_cli.pipeline.preprocessing.normalization import normalise
 from umamba_cli.pipeline.preprocessing.resampling import resample_image, resample_labels
+from umamba_cli.pipeline.resources import most_memory_bytes
 
 OUTSIDE = -1
 """The label of voxels outside the nonzero mask: background that normalisation may have left at zero."""
@@ -163,6 +165,9 @@ def normalise_and_resample(case: CroppedCase, plans: Plans, configuration: Confi
     """The second half of `preprocess`; the cropped case's arrays are worked on in place.
 
     What is labelled counts as image even where it is zero, as in nnU-Net.
+
+    Raises:
+        InputError: at the plans' spacing the case does not fit any memory of this machine.
     """
     inside = nonzero_mask(case.voxels)
     if case.labels is not None:
@@ -172,6 +177,7 @@ def normalise_and_resample(case: CroppedCase, plans: Plans, configuration: Confi
     del inside
     spacing = tuple(case.grid.spacing_mm[axis] for axis in case.transpose)
     new_spacing = configuration.data_spacing(spacing)
+    _require_room(case, spacing, new_spacing)
     new_shape = resampled_shape(case.box.shape, spacing, new_spacing)
     labels: NDArray[np.integer[Any]] | None = case.labels
     if labels is not None:
@@ -187,6 +193,19 @@ def normalise_and_resample(case: CroppedCase, plans: Plans, configuration: Confi
         labels=labels,
         geometry=CaseGeometry(case.grid, case.transpose, case.box, spacing, new_spacing, new_shape),
     )
+
+
+def _require_room(case: CroppedCase, spacing_mm: Spacing, new_spacing_mm: Spacing) -> None:
+    """A spacing in the wrong unit, of an image or of somebody's plans, asks for a thousand million times the voxels."""
+    sizes = zip(case.box.shape, spacing_mm, new_spacing_mm, strict=True)
+    needed = case.voxels.itemsize * len(case.voxels) * math.prod(max(1.0, old / new * n) for n, old, new in sizes)
+    if needed > (there := most_memory_bytes()):
+        raise InputError(
+            f"the image, {size_text(case.box.shape)} voxels {numbers_text(spacing_mm)} mm apart, would take "
+            f"{needed / 2**30:,.4g} GiB at the plans' {numbers_text(new_spacing_mm)} mm, this machine has "
+            f"{there / 2**30:,.4g} GiB",
+            next_step="correct the spacing of the image, or that of the plans",
+        )
 
 
 def sample_class_voxels(

@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from umamba_cli.pipeline.data.checks import CheckReport, load_and_check
-from umamba_cli.pipeline.data.dataset import Case, Dataset, DatasetDescription
+from umamba_cli.pipeline.data.dataset import Case, Dataset, DatasetDescription, composed
 from umamba_cli.pipeline.data.files import remove_leftovers
 from umamba_cli.pipeline.data.sizes import describe_case, workers_that_fit
 from umamba_cli.pipeline.data.store import Store
 from umamba_cli.pipeline.data.workspace import Workspace
 from umamba_cli.pipeline.errors import InputError
-from umamba_cli.pipeline.parallel import for_each_case
+from umamba_cli.pipeline.parallel import OnCluster, for_each_case
 from umamba_cli.pipeline.planning.plans import Configuration, Plans, read_plans
 from umamba_cli.pipeline.preprocessing.case import (
     CaseGeometry,
@@ -31,6 +31,7 @@ from umamba_cli.pipeline.preprocessing.case import (
 )
 from umamba_cli.pipeline.progress import OnProgress, ignore_progress
 from umamba_cli.pipeline.resources import require_disk
+from umamba_cli.pipeline.shards import Shard
 
 
 @dataclass(frozen=True)
@@ -61,25 +62,38 @@ def preprocess_workspace(
     configuration: str,
     *,
     workers: int | None = None,
+    shard: Shard | None = None,
+    cluster: str | None = None,
     on_progress: OnProgress = ignore_progress,
 ) -> PreprocessingResult:
     """Preprocess every case of a workspace's dataset; complete ones are kept, so it can be run again after a kill.
 
+    Args:
+        workspace: planned.
+        configuration: of its plans.
+        workers: processes; None means as many as the machine allows.
+        shard: the part of the cases to preprocess; None: all.
+        cluster: the address of a Dask scheduler whose workers do it; None: this machine does.
+        on_progress: told after each case.
+
     Raises:
-        InputError: no such configuration, a case cannot be used, or the disk is too small.
+        InputError: no such configuration or cluster, a case cannot be used, or the disk is too small.
         WorkError: a worker died or a file could not be written.
     """
+    workspace = Workspace(workspace.folder.absolute())  # so that other machines find it
     plans = read_plans(workspace.plans_file)
     dataset = workspace.dataset()
     store = preprocessed_store(workspace, plans, configuration, dataset.description)
     digest = plans_digest(plans, plans.configuration(configuration), dataset.description)
-    jobs = [PreprocessingJob(case, dataset.description, plans, configuration, store, digest) for case in dataset.cases]
+    cases = shard.of(dataset.cases, lambda case: composed(case.identifier)) if shard else dataset.cases
+    jobs = [PreprocessingJob(case, dataset.description, plans, configuration, store, digest) for case in cases]
     todo = [job for job in jobs if not _is_current(job)]
     _require_images(workspace, dataset, configuration, [job.case for job in todo])
     remove_leftovers(store.folder)
     voxels = _voxels_a_case(plans, configuration)
     require_disk(store.folder, len(todo) * voxels * (4 * dataset.description.num_channels + 1))
-    workers = workers or workers_for(plans, configuration, [job.case for job in todo])
+    if not cluster:
+        workers = workers or workers_for(plans, configuration, [job.case for job in todo])
     problems: list[tuple[str, ...]] = for_each_case(
         preprocess_and_store,
         todo,
@@ -87,6 +101,7 @@ def preprocess_workspace(
         name=lambda job: job.case.identifier,
         describe=lambda job: describe_case(job.case),
         workers=workers,
+        cluster=OnCluster(cluster, (dataset.folder,), written=workspace.folder) if cluster else None,
         on_progress=on_progress,
     )
     found = {job.case.identifier: phrases for job, phrases in zip(todo, problems, strict=True) if phrases}

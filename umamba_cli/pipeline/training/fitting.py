@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-import torch
 from torch import nn
 
 from umamba_cli.pipeline.devices import Compute
@@ -26,7 +25,6 @@ LEAST_PLANNED_GB = 1.0
 """`umamba plan --memory` takes no less."""
 
 _MIB, _GIB = 2**20, 2**30
-_NO_ROOM = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory", "alloc_failed")
 """In messages of torch's allocators for a CPU and for MPS, of cuDNN and of cuBLAS, which raise a bare RuntimeError."""
 
 
@@ -256,13 +254,6 @@ def memory_to_plan_for(plan: NetworkPlan, batch_size: int, peak_bytes: int, free
     present_gb = preset.memory_gb * count_features(as_planned, plan.patch_size) * batch_size / reference
     tenths = math.floor(10 * present_gb * free_bytes / HEADROOM / peak_bytes)
     return tenths / 10 if tenths >= 10 * LEAST_PLANNED_GB else None
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that a tensor, or Python, found no memory; on a GPU or a CPU."""
-    if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in _NO_ROOM)
 
 
 def memory_ran_out(epoch: int, step: int) -> WorkError:

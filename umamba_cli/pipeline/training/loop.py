@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from umamba_cli.pipeline.data.workspace import Run
-from umamba_cli.pipeline.devices import Compute, channels_last, keep_freed_memory, taken_memory_bytes
+from umamba_cli.pipeline.devices import Compute, channels_last, keep_freed_memory, out_of_memory, taken_memory_bytes
 from umamba_cli.pipeline.errors import Stopped, WorkError
 from umamba_cli.pipeline.networks.registry import NetworkPlan
 from umamba_cli.pipeline.progress import OnProgress, Progress, ignore_progress
@@ -26,7 +26,7 @@ from umamba_cli.pipeline.runs.log import EpochLog, read_log, write_log
 from umamba_cli.pipeline.runs.network import compile_scan
 from umamba_cli.pipeline.training.distributed import World
 from umamba_cli.pipeline.training.epoch_log import Example, dice_by_name, example_of, figures_of, seconds_left
-from umamba_cli.pipeline.training.fitting import memory_ran_out, out_of_memory
+from umamba_cli.pipeline.training.fitting import memory_ran_out
 from umamba_cli.pipeline.training.loader import Batch, BatchMaker, BatchPosition, batches
 from umamba_cli.pipeline.training.losses import Loss
 from umamba_cli.pipeline.training.position import (

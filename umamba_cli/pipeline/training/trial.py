@@ -9,10 +9,10 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from umamba_cli.pipeline.devices import channels_last, free_device_bytes, lower_precisions
+from umamba_cli.pipeline.devices import channels_last, free_device_bytes, lower_precisions, out_of_memory
 from umamba_cli.pipeline.geometry import Shape
 from umamba_cli.pipeline.networks.registry import NetworkPlan
-from umamba_cli.pipeline.training.fitting import memory_error, out_of_memory, require_memory
+from umamba_cli.pipeline.training.fitting import memory_error, require_memory
 from umamba_cli.pipeline.training.loader import Batch
 from umamba_cli.pipeline.training.settings import TrainingSettings
 from umamba_cli.pipeline.training.step import TrainingStep

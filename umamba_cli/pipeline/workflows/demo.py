@@ -9,10 +9,11 @@ import numpy as np
 
 from umamba_cli.pipeline.data.dataset import find_images, open_dataset
 from umamba_cli.pipeline.data.images import read_image, read_label_map
+from umamba_cli.pipeline.data.inputs import find_cases
 from umamba_cli.pipeline.data.workspace import Workspace, open_workspace
 from umamba_cli.pipeline.devices import choose_compute
 from umamba_cli.pipeline.evaluation.evaluate import Evaluation, evaluate_folders, write_summary
-from umamba_cli.pipeline.inference.predict import find_input, predict_cases, raise_if_failed
+from umamba_cli.pipeline.inference.predict import predict_cases, raise_if_failed
 from umamba_cli.pipeline.inference.predictor import load_predictor
 from umamba_cli.pipeline.planning.planner import PlanOptions
 from umamba_cli.pipeline.preprocessing.dataset import preprocess_workspace
@@ -73,7 +74,7 @@ def run_demo(
 
     run = workspace.run(MODEL, CONFIGURATION, "all")
     predictor = load_predictor(run.folder, (), choose_compute("cpu"))
-    cases = find_input(raw / "imagesTs", dataset.description.file_ending)
+    cases = find_cases([raw / "imagesTs"], dataset.description.file_ending).cases
     predicted = predict_cases(predictor, cases, predictions, overwrite=restart, on_progress=on_progress)
     raise_if_failed(predicted)
     evaluation = evaluate_folders(predictions, raw / "labelsTs", description=dataset.description)

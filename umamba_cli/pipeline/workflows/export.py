@@ -12,8 +12,17 @@ from torch import Tensor
 from umamba_cli.pipeline.data.files import read_json
 from umamba_cli.pipeline.data.workspace import Run
 from umamba_cli.pipeline.errors import InputError
+from umamba_cli.pipeline.inference.previous_stage import find_previous_runs, require_same_images
 from umamba_cli.pipeline.progress import OnProgress, Progress, ignore_progress
-from umamba_cli.pipeline.runs.bundle import Fold, Manifest, is_bundle, require_new_file, write_bundle
+from umamba_cli.pipeline.runs.bundle import (
+    Fold,
+    Manifest,
+    PreviousStage,
+    is_bundle,
+    not_finite,
+    require_new_file,
+    write_bundle,
+)
 from umamba_cli.pipeline.runs.checkpoint import read_checkpoint
 from umamba_cli.pipeline.runs.model import choose_runs, made_of, refuse_foreign
 from umamba_cli.pipeline.runs.record import RunRecord, read_record
@@ -28,6 +37,9 @@ class ExportedModel:
     record: RunRecord
     folds: tuple[Fold, ...]
 
+    previous_folds: tuple[Fold, ...] = ()
+    """Of a cascade's previous stage, which the bundle holds too."""
+
 
 def export_model(
     model: Path,
@@ -37,7 +49,7 @@ def export_model(
     overwrite: bool = False,
     on_progress: OnProgress = ignore_progress,
 ) -> ExportedModel:
-    """Write a bundle of finished runs.
+    """Write a bundle of finished runs; one of a cascade holds its previous stage too, the folds that were used.
 
     Args:
         model: a run's folder, or the folder above its folds.
@@ -47,51 +59,114 @@ def export_model(
         on_progress: told after each fold.
 
     Raises:
-        InputError: there is no finished run, folds were trained differently, or it is a cascade's second stage.
+        InputError: there is no finished run, folds were trained differently, their weights are no numbers, or a
+            cascade's previous stage is gone.
         WorkError: the bundle cannot be written.
     """
     require_new_file(bundle, overwrite=overwrite)
     if is_bundle(model):
         raise InputError(f"{model} is a bundle already", next_step="copy it")
     refuse_foreign(model)
-    runs = choose_runs(model, folds)
-    records = [read_record(run) for run in runs]
-    record = records[0]
-    if stage := record.network_configuration.previous_stage:
+    stage = _Stage.of(choose_runs(model, folds))
+    previous = _previous_stage(stage)
+    before, used = previous or (None, {})
+    total = len(stage.runs) + (len(before.runs) if before else 0)
+    on_progress(Progress("export", 0, total))
+    manifest = write_bundle(
+        bundle,
+        stage.shared,
+        stage.weights(on_progress, 0, total),
+        origin={**_origin(stage), **({"previous": _origin(before)} if before else {})},
+        validation=_validation(stage),
+        previous=PreviousStage(before.shared, before.weights(on_progress, len(stage.runs), total), used)
+        if before
+        else None,
+    )
+    return ExportedModel(bundle, manifest, stage.shared, stage.folds, before.folds if before else ())
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """Finished runs to be averaged."""
+
+    runs: Sequence[Run]
+    records: Sequence[RunRecord]
+
+    @classmethod
+    def of(cls, runs: Sequence[Run]) -> _Stage:
+        """Read the records of runs.
+
+        Raises:
+            InputError: they do not belong together.
+        """
+        records = [read_record(run) for run in runs]
+        for run, other in zip(runs, records, strict=True):
+            if made_of(other) != made_of(records[0]):
+                raise InputError(
+                    f"{run.folder} was trained with other plans than {runs[0].folder}",
+                    next_step="choose folds that belong together with -f",
+                )
+        return cls(runs, records)
+
+    @property
+    def folds(self) -> tuple[Fold, ...]:
+        return tuple(record.fold for record in self.records)
+
+    @property
+    def shared(self) -> RunRecord:
+        return _to_share(self.records[0])
+
+    def weights(self, on_progress: OnProgress, done: int, total: int) -> Iterator[tuple[Fold, Mapping[str, Tensor]]]:
+        """Each fold and its weights; `done` of `total` were handed out before."""
+        for run, fold in zip(self.runs, self.folds, strict=True):
+            checkpoint = run.checkpoint("final")
+            weights = read_checkpoint(checkpoint).weights
+            if broken := not_finite(weights):
+                raise InputError(
+                    f"{len(broken)} of {len(weights)} weights of {checkpoint} are not finite numbers",
+                    next_step="train it again, or choose other folds with -f",
+                )
+            yield fold, weights
+            done += 1
+            configuration = self.records[0].configuration
+            on_progress(Progress("export", done, total, step=f"fold {fold} of {configuration}"))
+
+
+def _previous_stage(stage: _Stage) -> tuple[_Stage, dict[Fold, tuple[Fold, ...]]] | None:
+    """For a cascade the runs of its previous stage that its folds name, and for each fold the folds of those.
+
+    Raises:
+        InputError: one is gone, or they do not fit the cascade or one another.
+    """
+    record = stage.records[0]
+    if record.network_configuration.previous_stage is None:
+        return None
+    used = {of.fold: find_previous_runs(run, [of]) for run, of in zip(stage.runs, stage.records, strict=True)}
+    runs = list(dict.fromkeys(run for of in used.values() for run in of))
+    before = _Stage.of(runs)
+    require_same_images(record, before.records[0], str(runs[0].folder))
+    if len(set(before.folds)) < len(runs):
         raise InputError(
-            f"{model} is a model of {record.configuration}, which needs what {stage} finds, and a bundle holds one "
-            "stage of a cascade alone",
-            next_step="share the workspace's folder instead, or export a model of 3d_fullres",
+            f"the folds of {stage.runs[0].folder.parent} were trained with several models of "
+            f"{before.records[0].configuration}",
+            details=[str(run.folder) for run in runs],
+            next_step="choose folds that belong together with -f",
         )
-    for run, other in zip(runs, records, strict=True):
-        if made_of(other) != made_of(record):
-            raise InputError(
-                f"{run.folder} was trained with other plans than {runs[0].folder}",
-                next_step="choose folds that belong together with -f",
-            )
-
-    def each() -> Iterator[tuple[Fold, Mapping[str, Tensor]]]:
-        on_progress(Progress("export", 0, len(runs)))
-        for done, (run, of) in enumerate(zip(runs, records, strict=True), start=1):
-            yield of.fold, read_checkpoint(run.checkpoint("final")).weights
-            on_progress(Progress("export", done, len(runs), step=f"fold {of.fold}"))
-
-    shared = _to_share(record)
-    manifest = write_bundle(bundle, shared, each(), origin=_origin(records), validation=_validation(runs, records))
-    return ExportedModel(bundle, manifest, shared, tuple(of.fold for of in records))
+    fold_of = dict(zip(runs, before.folds, strict=True))
+    return before, {fold: tuple(fold_of[run] for run in of) for fold, of in used.items()}
 
 
 def _to_share(record: RunRecord) -> RunRecord:
     """A record without what others need not know: names of cases, which may tell who a patient is, and paths."""
     settings = {**record.settings, "init_from": Path(str(record.settings.get("init_from") or "")).name}
     initialised = {"taken": record.initialised["taken"]} if record.initialised else None
-    nobody = {"train_cases": (), "val_cases": ()}
+    nobody = {"train_cases": (), "val_cases": (), "previous_runs": ()}
     return record.model_copy(update={**nobody, "settings": settings, "initialised": initialised})
 
 
-def _origin(records: Sequence[RunRecord]) -> dict[str, Any]:
+def _origin(stage: _Stage) -> dict[str, Any]:
     """What was trained with what on what; nothing of the machine but its device's name."""
-    first = records[0]
+    first = stage.records[0]
     return {
         "program": "umamba",
         "trainer": first.model,
@@ -108,17 +183,17 @@ def _origin(records: Sequence[RunRecord]) -> dict[str, Any]:
                 "train_cases": len(of.train_cases),
                 "val_cases": len(of.val_cases),
             }
-            for of in records
+            for of in stage.records
         },
     }
 
 
-def _validation(runs: Sequence[Run], records: Sequence[RunRecord]) -> dict[str, Any] | None:
+def _validation(stage: _Stage) -> dict[str, Any] | None:
     """How well each fold did on the cases that it held back, where that was evaluated."""
     found: dict[str, Any] = {}
-    for run, record in zip(runs, records, strict=True):
+    for run, fold in zip(stage.runs, stage.folds, strict=True):
         path = run.validation / "summary.json"
         if path.is_file():
             summary = read_json(path, next_step="remove it and run `umamba train` again, which evaluates the fold")
-            found[str(record.fold)] = {key: summary[key] for key in ("foreground_mean", "mean") if key in summary}
+            found[str(fold)] = {key: summary[key] for key in ("foreground_mean", "mean") if key in summary}
     return {"folds": found} if found else None

@@ -9,10 +9,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from umamba_cli.pipeline.data.checks import label_problems
 from umamba_cli.pipeline.data.dataset import DatasetDescription, Label, values_of
-from umamba_cli.pipeline.data.images import read_label_map, write_label_map
+from umamba_cli.pipeline.data.files import remove_leftovers
+from umamba_cli.pipeline.data.images import (
+    IMAGE_ENDINGS,
+    file_ending,
+    label_ending,
+    read_label_map,
+    write_label_map,
+)
+from umamba_cli.pipeline.data.label_names import read_label_names
 from umamba_cli.pipeline.data.workspace import Run, open_workspace
-from umamba_cli.pipeline.errors import InputError
+from umamba_cli.pipeline.errors import InputError, UmambaError
 from umamba_cli.pipeline.evaluation.evaluate import Pair, find_label_maps
 from umamba_cli.pipeline.evaluation.metrics import overlap
 from umamba_cli.pipeline.inference.postprocessing import (
@@ -20,6 +29,7 @@ from umamba_cli.pipeline.inference.postprocessing import (
     Step,
     postprocess,
     postprocessing_file,
+    read_postprocessing,
     write_postprocessing,
 )
 from umamba_cli.pipeline.parallel import for_each_case
@@ -30,6 +40,9 @@ _LEAST_GAIN = 1e-6
 """Of a Dice that counts as higher: less is how numbers are rounded."""
 
 Dices = Mapping[Label, float]
+
+Job = tuple[str, Path, Path]
+"""A label map's identifier, its file and that of the new one."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +132,9 @@ def apply_postprocessing(
 ) -> int:
     """Postprocess all label maps of a folder into another one; finished ones are kept.
 
+    Beside them `postprocessing.json` tells the steps. Names of labels in the files stay in them. A file that is no
+    label map does not stop the others.
+
     Args:
         steps: what to do.
         predictions: folder of label maps.
@@ -131,14 +147,21 @@ def apply_postprocessing(
         How many label maps were written.
 
     Raises:
-        InputError: there is none, or one cannot be read; every such one is listed.
+        InputError: there is none, the output holds some that other steps were applied to, or none of them can be used;
+            each is listed.
+        UmambaError: some cannot be used; the others are done.
         WorkError: the output cannot be written.
     """
     if output.resolve() == predictions.resolve() and not overwrite:
         raise InputError(f"{output} holds the predictions themselves", next_step="choose another folder with -o")
     found = find_label_maps(predictions, None)
-    jobs = [(name, path, output / path.name) for name, path in sorted(found.items())]
-    todo = [job for job in jobs if overwrite or not job[2].is_file()]
+    highest = max((max(step.labels) for step in steps), default=0)
+    jobs = [(name, path, output / _written_name(path, highest)) for name, path in sorted(found.items())]
+    remove_leftovers(output)
+    outdated = _outdated(steps, output, overwrite=overwrite)
+    todo = [job for job in jobs if overwrite or job[2].name in outdated or not job[2].is_file()]
+    if todo:
+        write_postprocessing(postprocessing_file(output), Postprocessing(steps=tuple(steps), outdated=tuple(outdated)))
     outcomes = for_each_case(
         partial(_apply, steps=tuple(steps)),
         todo,
@@ -147,22 +170,71 @@ def apply_postprocessing(
         workers=workers,
         on_progress=on_progress,
     )
-    problems = [f"{job[0]}: {outcome}" for job, outcome in zip(todo, outcomes, strict=True) if outcome]
+    problems = {job[2].name: f"{job[0]}: {outcome}" for job, outcome in zip(todo, outcomes, strict=True) if outcome}
+    if outdated:
+        done = {job[2].name for job in todo} - problems.keys()
+        left = tuple(name for name in outdated if name not in done)
+        write_postprocessing(postprocessing_file(output), Postprocessing(steps=tuple(steps), outdated=left))
     if problems:
-        raise InputError(
+        some_done = len(problems) < len(todo)
+        kind = UmambaError if some_done else InputError
+        raise kind(
             f"{len(problems)} of {len(todo)} label maps cannot be used",
-            details=problems,
-            next_step="correct or remove them; the others are done",
+            details=list(problems.values()),
+            next_step="correct or remove them" + ("; the others are done" if some_done else ""),
         )
     return len(todo)
 
 
-def _apply(job: tuple[str, Path, Path], steps: tuple[Step, ...]) -> str:
+def _written_name(path: Path, highest: int) -> str:
+    """The name of a label map after steps that write labels up to `highest`: of a format that holds them."""
+    ending = file_ending(path)
+    written = label_ending(ending, highest)
+    return path.name if written == ending else path.name[: -len(ending)] + written
+
+
+def _outdated(steps: Sequence[Step], output: Path, *, overwrite: bool) -> list[str]:
+    """The label maps in the output that other steps made.
+
+    Raises:
+        InputError: there are some, and they are not to be replaced.
+    """
+    record = postprocessing_file(output)
+    files = sorted(output.iterdir()) if record.is_file() else []
+    there = [path.name for path in files if file_ending(path) in IMAGE_ENDINGS and not path.name.startswith(".")]
+    if not there:
+        return []
+    noted = read_postprocessing(record, next_step="choose another output folder with -o")
+    if noted.tried:
+        raise InputError(f"{output} is the folder of a model", next_step="choose another output folder with -o")
+    if noted.steps == tuple(steps):
+        return [name for name in there if name in noted.outdated]
+    if not overwrite:
+        raise InputError(
+            f"{output} holds label maps that other steps were applied to",
+            details=[f"there: {_described(noted.steps)}", f"now: {_described(steps)}"],
+            next_step="choose another output folder with -o, or replace them with --overwrite",
+        )
+    return there
+
+
+def _described(steps: Sequence[Step]) -> str:
+    return ", ".join(f"{step.operation} {step.labels}" for step in steps) or "none"
+
+
+def _apply(job: Job, steps: tuple[Step, ...]) -> str:
+    """What is wrong with a label map; empty where it was postprocessed."""
+    _, source, target = job
+    if target.name != source.name and target.parent.resolve() == source.parent.resolve():
+        return f"{source.name} cannot be replaced, its format is not written"
     try:
-        label_map = read_label_map(job[1])
+        label_map = read_label_map(source)
+        if problems := label_problems("label map", label_map.labels, None):
+            return "; ".join(problems)
+        labels = postprocess(label_map.labels, steps)
+        write_label_map(target, labels, label_map.grid, names=read_label_names(source))
     except InputError as error:
         return error.problem
-    write_label_map(job[2], postprocess(label_map.labels, steps), label_map.grid)
     return ""
 
 

@@ -33,7 +33,7 @@ class Bar:
 
     def __str__(self) -> str:
         relation = "at most" if self.at_most else "at least"
-        return f"{self.name}: {self.figure:.3g}, {relation} {self.limit:g}: {'ok' if self.ok else 'MISSED'}"
+        return f"{self.name}: {self.figure:.5g}, {relation} {self.limit:g}: {'ok' if self.ok else 'MISSED'}"
 
 
 @dataclass(frozen=True)

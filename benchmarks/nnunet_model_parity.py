@@ -30,9 +30,11 @@ from _report import Bar, Parser, finish, in_short, positive, run
 
 from umamba_cli.pipeline.data.dataset import Case, open_dataset
 from umamba_cli.pipeline.data.images import read_label_map
+from umamba_cli.pipeline.data.inputs import InputCase
 from umamba_cli.pipeline.devices import choose_compute, use_threads
 from umamba_cli.pipeline.errors import InputError
 from umamba_cli.pipeline.evaluation.metrics import overlap
+from umamba_cli.pipeline.inference.export import Wanted
 from umamba_cli.pipeline.inference.predict import predict_cases
 from umamba_cli.pipeline.inference.predictor import Predictor, load_predictor
 from umamba_cli.pipeline.interop.checkpoints import import_model
@@ -119,7 +121,8 @@ def predict(predictor: Predictor, cases: list[Case], output: Path, with_probabil
     """Predict cases as `umamba predict` does, some of them with their probabilities."""
     for wanted in (True, False):
         some = [case for case in cases if (case.identifier in with_probabilities) is wanted]
-        result = predict_cases(predictor, some, output, save_probabilities=wanted)
+        inputs = [InputCase(case.identifier, case.images, predictor.dataset.file_ending) for case in some]
+        result = predict_cases(predictor, inputs, output, wanted=Wanted(probabilities=wanted))
         if result.failed:
             raise InputError(
                 f"{len(result.failed)} cases could not be predicted",

@@ -16,6 +16,7 @@ from umamba_cli.pipeline.data.checks import (
     check_case,
     check_dataset,
     label_problems,
+    label_values,
     load_and_check,
     not_finite_problems,
 )
@@ -331,3 +332,18 @@ def test_real_datasets_are_good(shared: Path, name: str) -> None:
     dataset = open_dataset(shared / "data" / name)
     few = Dataset(dataset.folder, dataset.description, dataset.cases[:8])
     assert check_dataset(few, workers=1).problems == {}
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int16, np.uint16, np.int64, np.float32])
+def test_the_values_of_a_label_map(kind: type[np.generic]) -> None:
+    generator = np.random.default_rng(0)
+    for shape in ((3, 4, 5), (1, 1, 1), (4, 1, 2), (2, 0, 3), (0, 3, 3)):
+        labels = generator.integers(0, 7, shape).astype(kind)
+        found = label_values(labels)
+        assert found.tolist() == sorted({*labels.ravel().tolist()})
+        assert found.dtype == kind
+    assert label_values(np.full((2, 3, 3), 5, kind)).tolist() == [5]
+
+
+def test_a_value_that_is_not_finite_is_among_the_values() -> None:
+    assert np.isnan(label_values(np.array([[[0.0, np.nan, np.nan, 1.0]]]))).any()

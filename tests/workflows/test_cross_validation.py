@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import pytest
 from umamba_cli.commands._console import Console, show_cross_validation
 from umamba_cli.pipeline.data.splits import Fold, write_folds
 from umamba_cli.pipeline.errors import InputError
-from umamba_cli.pipeline.evaluation.evaluate import CaseMetrics, Evaluation, write_summary
-from umamba_cli.pipeline.evaluation.metrics import OverlapMetrics
+from umamba_cli.pipeline.evaluation.case import CaseMetrics
+from umamba_cli.pipeline.evaluation.metrics import LabelMetrics, in_neither
+from umamba_cli.pipeline.evaluation.results import Evaluation
+from umamba_cli.pipeline.evaluation.tables import write_summary
 from umamba_cli.pipeline.workflows.cross_validation import (
     cross_validate,
     cross_validation_file,
@@ -25,8 +28,8 @@ NaN = math.nan
 FOLDS = {0: {"a": (0.9, 0.5), "b": (0.7, NaN), "c": (0.8, 0.7)}, 1: {"d": (0.4, 0.2)}}
 
 
-def overlap(dice: float) -> OverlapMetrics:
-    return OverlapMetrics(dice, dice / (2 - dice), 1, 1, 1, 1.0, 1.0)
+def overlap(dice: float) -> LabelMetrics:
+    return replace(in_neither(of_pictures=False), dice=dice, iou=dice / (2 - dice), tp=1, fp=1, fn=1)
 
 
 def make_fold(model: Path, fold: int, cases: dict[str, tuple[float, ...]], names: Any = NAMES) -> Path:

@@ -24,7 +24,10 @@ from umamba_cli.pipeline.data.store import Store
 from umamba_cli.pipeline.data.workspace import Run, Workspace, open_workspace
 from umamba_cli.pipeline.devices import choose_compute
 from umamba_cli.pipeline.errors import InputError
-from umamba_cli.pipeline.evaluation.evaluate import Evaluation, evaluate_case, evaluate_pairs, write_summary
+from umamba_cli.pipeline.evaluation.case import Task, evaluate_case
+from umamba_cli.pipeline.evaluation.evaluate import evaluate_pairs
+from umamba_cli.pipeline.evaluation.results import Evaluation
+from umamba_cli.pipeline.evaluation.tables import write_summary
 from umamba_cli.pipeline.inference.export import Wanted
 from umamba_cli.pipeline.inference.postprocessing import Postprocessing, Step, postprocessing_file, write_postprocessing
 from umamba_cli.pipeline.inference.predictor import Predictor, load_runs
@@ -79,7 +82,7 @@ def evaluate_fold(workspace: Workspace, run: Run) -> None:
         target = run.validation / f"{case}.nii.gz"
         write_label_map(target, found.labels, read_label_map(reference).grid)
         pairs.append((case, target, reference))
-    evaluation = evaluate_pairs(pairs, description=workspace.dataset().description, workers=1)
+    evaluation = evaluate_pairs(pairs, Task(workspace.dataset().description), workers=1)
     write_summary(run.validation / "summary.json", evaluation)
 
 
@@ -456,7 +459,7 @@ def test_dice_is_that_of_an_evaluation(tmp_path: Path, tiny_dataset: Path) -> No
     wanted = read_label_map(reference)
     found = np.roll(wanted.labels, 2, axis=2) % 4
     write_label_map(tmp_path / "found.nii.gz", found, wanted.grid)
-    expected = evaluate_case("case", tmp_path / "found.nii.gz", reference, description)
+    expected = evaluate_case("case", tmp_path / "found.nii.gz", reference, Task(description))
     dices = module._dice_of_labels(found, wanted.labels, description)
     assert dices == {str(label): metrics.dice for label, metrics in expected.labels.items()}
     evaluation = Evaluation((expected,), description.targets)

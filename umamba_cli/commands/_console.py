@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from umamba_cli.pipeline.errors import UmambaError
-    from umamba_cli.pipeline.evaluation.evaluate import Evaluation
+    from umamba_cli.pipeline.evaluation.results import Evaluation
     from umamba_cli.pipeline.progress import OnProgress, Progress
     from umamba_cli.pipeline.workflows.cross_validation import CrossValidation
 
@@ -234,10 +234,18 @@ def current_console() -> Console:
     return _current or Console()
 
 
-def show_label_means(console: Console, evaluation: Evaluation) -> None:
-    """Print a table with a row for each label: Dice and IoU, and over how many cases."""
-    rows = [(mean.name, number(mean.dice), number(mean.iou), str(mean.cases)) for mean in evaluation.label_means]
-    console.table(("label", "Dice", "IoU", "cases"), rows)
+def show_evaluation(console: Console, evaluation: Evaluation) -> None:
+    """Print a table with a row for each label: means with their intervals, the median, and over how many cases."""
+    rows = []
+    for mean in evaluation.label_means:
+        interval = f"{number(mean.low.dice)} to {number(mean.high.dice)}" if mean.cases > 1 else "-"
+        others = [number(mean.median.dice), number(mean.surface_dice), number(mean.hd95, 2), number(mean.lesion_f1)]
+        rows.append((mean.name, number(mean.dice), interval, *others, str(mean.cases)))
+    distance = f"HD95 {evaluation.unit}"
+    console.table(("label", "Dice", "95 % interval", "median", "surface Dice", distance, "lesion F1", "cases"), rows)
+    if cells := evaluation.instances:
+        f1 = ", ".join(f"{number(value)} at {threshold:g}" for threshold, value in cells.f1.items())
+        console.say(f"instances: panoptic quality {number(cells.pq)}; F1 by IoU {f1}")
 
 
 def show_cross_validation(console: Console, result: CrossValidation) -> None:

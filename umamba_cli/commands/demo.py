@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from umamba_cli.commands._console import Console, elapsed, number, show_label_means
+from umamba_cli.commands._console import Console, elapsed, number, show_evaluation
 from umamba_cli.commands._options import JsonOption, QuietOption, ThreadsOption, VerboseOption, WorkersOption
 
 DemoWorkspaceOption = Annotated[Path, typer.Option("--workspace", "-w", help="Folder to work in.")]
@@ -35,6 +35,6 @@ def demo(
     evaluation = result.evaluation
     console.result({"workspace": workspace, "picture": result.picture, **evaluation.to_json()})
     console.say(f"umamba-bot on {len(evaluation.cases)} phantoms that it was not trained on:")
-    show_label_means(console, evaluation)
+    show_evaluation(console, evaluation)
     console.say(f"mean Dice {number(evaluation.foreground_mean.dice)} ({elapsed(began)})")
     console.say(f"image, reference and prediction side by side: {result.picture}")

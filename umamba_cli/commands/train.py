@@ -17,7 +17,7 @@ from umamba_cli.commands._console import (
     mebibytes,
     number,
     show_cross_validation,
-    show_label_means,
+    show_evaluation,
 )
 from umamba_cli.commands._options import (
     BatchSizeOption,
@@ -249,7 +249,7 @@ def _show_fold(console: Console, trained: TrainingResult, *, alone: bool) -> Non
         console.say(f"{skipped} steps of {trained.run.folder.name} were skipped: no finite loss or gradient")
     if evaluation and alone:
         console.say(f"held-back cases ({len(evaluation.cases)}):")
-        show_label_means(console, evaluation)
+        show_evaluation(console, evaluation)
         console.say(f"mean Dice {number(evaluation.foreground_mean.dice)}")
 
 

@@ -199,8 +199,15 @@ def _value_problems(name: str, labels: NDArray[Any], values: NDArray[Any], known
 
 def label_values(labels: NDArray[Any]) -> NDArray[Any]:
     """The different values in a label map (z, y, x), ascending."""
-    # Slice by slice: sorting a slice stays in the cache, sorting a whole CT takes seconds and as much memory again.
-    return np.unique(np.concatenate([np.unique(part) for part in labels])) if len(labels) else labels.reshape(-1)
+    if not labels.size:
+        return labels.reshape(-1)
+    # Of equal neighbours one is enough, which leaves little to sort. Slice by slice: that stays in the cache.
+    return np.unique(np.concatenate([_ends_of_runs(part.reshape(-1)) for part in labels]))
+
+
+def _ends_of_runs(values: NDArray[Any]) -> NDArray[Any]:
+    """The last one of each run of equal values."""
+    return np.append(values[:-1][values[1:] != values[:-1]], values[-1:])
 
 
 def _numbering(case: Case, description: DatasetDescription) -> list[str]:

@@ -2,39 +2,43 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
 
 import pydantic
 
 import umamba_cli
-from umamba_cli.pipeline.data.dataset import DatasetDescription, Label
+from umamba_cli.pipeline.data.dataset import DatasetDescription
 from umamba_cli.pipeline.data.files import read_model, write_json
 from umamba_cli.pipeline.errors import InputError
-from umamba_cli.pipeline.evaluation.evaluate import CaseMetrics, Evaluation, completed, find_label_maps, names_of
-from umamba_cli.pipeline.evaluation.metrics import OverlapMetrics
+from umamba_cli.pipeline.evaluation.case import CaseMetrics
+from umamba_cli.pipeline.evaluation.evaluate import find_label_maps
+from umamba_cli.pipeline.evaluation.metrics import Measures
+from umamba_cli.pipeline.evaluation.reading import LabelKey, SavedCase, label_of
+from umamba_cli.pipeline.evaluation.results import Evaluation, completed, names_of
 from umamba_cli.pipeline.shards import Shard
 
 _MOST_NAMED = 10
 
 
-_Key = Annotated[str, pydantic.StringConstraints(pattern=r"^([0-9]+|\([0-9, ]+\))$")]
-"""A label, or a region: see `Evaluation.to_json`."""
-
-
-class _CasePart(pydantic.BaseModel):
-    case: str
-    labels: dict[_Key, dict[str, int | float | None]]
-
-
 class _Shard(pydantic.BaseModel):
     number: int = pydantic.Field(ge=1)
     count: int = pydantic.Field(ge=1)
+
+
+class _Measures(pydantic.BaseModel):
+    """See `metrics.Measures`."""
+
+    tolerance: float
+    tolerances: dict[LabelKey, float]
+    diameters: tuple[float, ...]
+
+    def measures(self) -> Measures:
+        by_label = {label_of(key): tolerance for key, tolerance in self.tolerances.items()}
+        return Measures(self.tolerance, by_label, self.diameters)
 
 
 class _Part(pydantic.BaseModel):
@@ -47,9 +51,10 @@ class _Part(pydantic.BaseModel):
     file_ending: str | None
     """Of the references, where a dataset.json tells it."""
 
-    cases: list[_CasePart]
+    cases: list[SavedCase]
+    measures: _Measures
     missing: list[str]
-    label_names: dict[_Key, str]
+    label_names: dict[LabelKey, str]
     dataset: str
     version: str
 
@@ -65,10 +70,16 @@ def write_part(path: Path, evaluation: Evaluation, shard: Shard, description: Da
     Raises:
         WorkError: the file cannot be written.
     """
+    measures = evaluation.measures
     more = {
         "shard": {"number": shard.number, "count": shard.count},
         "described": description is not None,
         "file_ending": description.file_ending if description else None,
+        "measures": {
+            "tolerance": measures.tolerance,
+            "tolerances": {str(label): tolerance for label, tolerance in measures.tolerances.items()},
+            "diameters": measures.diameters,
+        },
     }
     write_json(path, {**evaluation.to_json(), **more})
 
@@ -90,6 +101,7 @@ def merge_parts(predictions: Path, references: Path, *, description: DatasetDesc
     _require_same(parts, "the number of parts there are", lambda part: part.shard.count)
     _require_same(parts, "the version that made them", lambda part: part.version)
     _require_same(parts, "the dataset", lambda part: (part.described, part.file_ending, part.dataset))
+    _require_same(parts, "tolerances or classes of size", lambda part: part.measures)
     if first.described:
         _require_same(parts, "the labels", lambda part: part.label_names)
     if first.version != umamba_cli.__version__:
@@ -101,9 +113,10 @@ def merge_parts(predictions: Path, references: Path, *, description: DatasetDesc
     cases = [_metrics(case, part) for part in parts.values() for case in part.cases]
     missing = [name for part in parts.values() for name in part.missing]
     cases.sort(key=lambda case: case.case)
-    described = {_label(key): name for key, name in first.label_names.items()}
+    described = {label_of(key): name for key, name in first.label_names.items()}
     names = described if first.described else names_of(cases)
-    return Evaluation(completed(cases, names), names, tuple(sorted(missing)), first.dataset)
+    measures = first.measures.measures()
+    return Evaluation(completed(cases, names), names, tuple(sorted(missing)), first.dataset, measures)
 
 
 def _read_parts(folder: Path) -> dict[str, _Part]:
@@ -167,22 +180,10 @@ def _cannot_merge(folder: Path, why: str, details: Sequence[str]) -> InputError:
     )
 
 
-def _metrics(case: _CasePart, part: _Part) -> CaseMetrics:
+def _metrics(case: SavedCase, part: _Part) -> CaseMetrics:
     """A case as it was before labels of other cases were added to it, which are not counted in any of its voxels."""
-    labels = {_label(key): _overlap(values) for key, values in case.labels.items()}
-    if not part.described:
-        labels = {label: metrics for label, metrics in labels.items() if metrics.tp + metrics.fp + metrics.fn}
-    return CaseMetrics(case.case, labels)
-
-
-def _overlap(values: Mapping[str, Any]) -> OverlapMetrics:
-    """From JSON, which has no NaN."""
-    numbers: dict[str, Any] = {field.name: values.get(field.name) for field in fields(OverlapMetrics)}
-    numbers |= {name: math.nan for name, number in numbers.items() if number is None}
-    return OverlapMetrics(**numbers)
-
-
-def _label(key: str) -> Label:
-    """`3` as 3, `(1, 2, 3)` as (1, 2, 3)."""
-    numbers = tuple(int(number) for number in re.findall(r"[0-9]+", key))
-    return numbers if key.startswith("(") else numbers[0]
+    metrics = case.metrics()
+    if part.described:
+        return metrics
+    labels = {label: each for label, each in metrics.labels.items() if each.tp + each.fp + each.fn}
+    return replace(metrics, labels=labels)

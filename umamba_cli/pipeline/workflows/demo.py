@@ -12,7 +12,10 @@ from umamba_cli.pipeline.data.images import read_image, read_label_map
 from umamba_cli.pipeline.data.inputs import find_cases
 from umamba_cli.pipeline.data.workspace import Workspace, open_workspace
 from umamba_cli.pipeline.devices import choose_compute
-from umamba_cli.pipeline.evaluation.evaluate import Evaluation, evaluate_folders, write_summary
+from umamba_cli.pipeline.evaluation.case import Task
+from umamba_cli.pipeline.evaluation.evaluate import evaluate_folders
+from umamba_cli.pipeline.evaluation.results import Evaluation
+from umamba_cli.pipeline.evaluation.tables import write_summary
 from umamba_cli.pipeline.inference.predict import predict_cases, raise_if_failed
 from umamba_cli.pipeline.inference.predictor import load_predictor
 from umamba_cli.pipeline.planning.planner import PlanOptions
@@ -77,7 +80,7 @@ def run_demo(
     cases = find_cases([raw / "imagesTs"], dataset.description.file_ending).cases
     predicted = predict_cases(predictor, cases, predictions, overwrite=restart, on_progress=on_progress)
     raise_if_failed(predicted)
-    evaluation = evaluate_folders(predictions, raw / "labelsTs", description=dataset.description)
+    evaluation = evaluate_folders(predictions, raw / "labelsTs", Task(dataset.description))
     write_summary(predictions / "summary.json", evaluation)
     return DemoResult(evaluation, _picture(folder, raw, predictions, evaluation))
 

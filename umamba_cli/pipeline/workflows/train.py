@@ -17,7 +17,7 @@ from umamba_cli.pipeline.data.store import Store
 from umamba_cli.pipeline.data.workspace import Run, Workspace, valid_tag
 from umamba_cli.pipeline.devices import Compute, choose_compute, use_threads
 from umamba_cli.pipeline.errors import InputError, Stopped
-from umamba_cli.pipeline.evaluation.evaluate import Evaluation
+from umamba_cli.pipeline.evaluation.results import Evaluation
 from umamba_cli.pipeline.networks.registry import find_model
 from umamba_cli.pipeline.networks.scan import choose_backend
 from umamba_cli.pipeline.planning.plans import Plans, read_plans

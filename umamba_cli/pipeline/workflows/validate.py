@@ -11,7 +11,10 @@ from umamba_cli.pipeline.data.images import write_label_map
 from umamba_cli.pipeline.data.store import Store
 from umamba_cli.pipeline.data.workspace import Run, Workspace
 from umamba_cli.pipeline.devices import channels_last
-from umamba_cli.pipeline.evaluation.evaluate import Evaluation, Pair, evaluate_pairs, write_summary
+from umamba_cli.pipeline.evaluation.evaluate import Pair, evaluate_pairs
+from umamba_cli.pipeline.evaluation.results import Evaluation
+from umamba_cli.pipeline.evaluation.tables import write_summary
+from umamba_cli.pipeline.evaluation.task import task_of
 from umamba_cli.pipeline.inference.export import labels_on_image_grid
 from umamba_cli.pipeline.inference.predictor import Predictor, load_predictor
 from umamba_cli.pipeline.inference.sliding_window import WindowOptions
@@ -68,7 +71,7 @@ def validate_fold(
         return None
     names = [(case.identifier, case.label) for case in cases]
     pairs: list[Pair] = [(name, _target(run, record, name), label) for name, label in names if label]
-    evaluation = evaluate_pairs(pairs, description=record.dataset, workers=1)
+    evaluation = evaluate_pairs(pairs, task_of(record.dataset), workers=1)
     write_summary(run.validation / "summary.json", evaluation)
     return evaluation
 

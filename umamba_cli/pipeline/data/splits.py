@@ -39,7 +39,7 @@ def make_folds(identifiers: Sequence[str], *, group_by: str | None = None) -> li
     Source: nnU-Net's `generate_crossval_split`: the sorted cases, shuffled with seed 12345, in five parts of equal
     size, as scikit-learn's KFold makes them (which takes a second to import).
     """
-    groups = _groups(sorted(identifiers), group_by)
+    groups = groups_of(sorted(identifiers), group_by)
     names = sorted(groups)
     if len(names) < 2 and group_by is not None:
         raise InputError(
@@ -59,7 +59,11 @@ def make_folds(identifiers: Sequence[str], *, group_by: str | None = None) -> li
     ]
 
 
-def _groups(identifiers: Sequence[str], group_by: str | None) -> dict[str, list[str]]:
+def groups_of(identifiers: Sequence[str], group_by: str | None) -> dict[str, list[str]]:
+    """Which cases belong together, of one patient for instance; each alone where `group_by` is None.
+
+    Arguments and errors as for `make_folds`, but for a single group, which is allowed.
+    """
     if group_by is None:
         return {name: [name] for name in identifiers}
     try:

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+from simulated_scores import ONE, simulated, training
+
+from umamba_cli.pipeline.evaluation.comparison import compare_trainings
+from umamba_cli.pipeline.evaluation.comparison_results import Comparison
+
+
+def of_gains(gains: Mapping[str, float], seeds: int = 2, offset: float = 0.001) -> Comparison:
+    trainings = simulated(np.random.default_rng(8), models=list(gains), seeds=seeds, offset=offset, gains=gains)
+    return compare_trainings(trainings, ONE, draws=200)
+
+
+def test_verdict_where_no_difference_is_shown() -> None:
+    comparison = of_gains({"unet": 0, "umamba-none": 0, "umamba-bot": 0, "umamba-enc": 0}, offset=0.01)
+    assert comparison.verdict == (
+        "No difference shown in Dice between unet, umamba-none, umamba-bot and umamba-enc (40 cases, "
+        "2 trainings a fold; what differs over the cases is not more than trainings of one model differ by)."
+    )
+    assert comparison.verdicts["surface_dice"].startswith("No difference shown in surface Dice between unet")
+    assert comparison.mamba_verdict == (
+        "No difference shown in Dice between umamba-none, the same network without Mamba, and umamba-bot or "
+        "umamba-enc: that Mamba helps is not shown on this data."
+    )
+
+
+def test_verdict_of_one_shown_pair() -> None:
+    comparison = of_gains({"one": 0, "other": 0.03})
+    (pair,) = comparison.metrics["dice"].pairs
+    assert comparison.verdict == (
+        f"other does better than one in Dice by {pair.difference:.3f} ({pair.interval.low:.3f} to "
+        f"{pair.interval.high:.3f}; p < 0.001), over 40 cases, 2 trainings a fold."
+    )
+    turned = of_gains({"other": 0.03, "one": 0})
+    assert turned.verdict.startswith("other does better than one in Dice by 0.0")
+    assert "-" not in turned.verdict
+    assert comparison.mamba_verdict is None
+
+
+def test_verdict_names_the_shown_pairs_in_groups() -> None:
+    worse = of_gains({"unet": 0, "umamba-none": 0, "umamba-bot": 0, "dilated": -0.1})
+    assert worse.verdict.startswith("unet, umamba-none and umamba-bot do better than dilated in Dice by 0.0")
+    assert "; no difference is shown for the other 3 pairs, over 40 cases" in worse.verdict
+    chain = of_gains({"low": 0, "middle": 0.03, "high": 0.06})
+    assert chain.verdict.startswith("middle does better than low in Dice by 0.0")
+    assert " and high does better than low and middle by 0.0" in chain.verdict
+    assert "no difference" not in chain.verdict
+    two = of_gains({"low": 0, "alike": 0.03, "high": 0.03})
+    assert two.verdict.startswith("alike and high do better than low in Dice by 0.0")
+    assert "; no difference is shown between alike and high, over " in two.verdict
+
+
+def test_verdict_says_what_it_rests_on() -> None:
+    few = compare_trainings([training("one", [0.1, 0.2]), training("other", [0.9, 0.8])], ONE)
+    assert few.verdict == (
+        "No difference shown in Dice between one and other (2 cases, one training a model; too few cases to show any)."
+    )
+    assert "(0 cases, one training a model; too few" in few.verdicts["lesion_f1"]
+    first = list(np.linspace(0.5, 0.6, 12))
+    mixed = [
+        training("one", first, 0, 0), training("one", first[::-1], 1, 0), training("other", first, 0, 0),
+        training("third", [*first, 0.9], 0, 0), training("other", first, 0, 1), training("third", first, 0, 1),
+    ]  # fmt: skip
+    assert "(12 to 24 cases, 1 to 2 trainings a fold; " in compare_trainings(mixed, ONE).verdict
+
+
+def test_five_cases_are_too_few_and_six_are_not() -> None:
+    for cases, few in ((5, True), (6, False)):
+        first = np.linspace(0.2, 0.4, cases)
+        comparison = compare_trainings([training("one", list(first)), training("other", list(2 * first))], ONE)
+        assert ("too few cases" in comparison.verdict) is few
+        assert comparison.metrics["dice"].pairs[0].shown is not few
+
+
+@pytest.mark.parametrize(
+    ("bot", "enc", "opening", "closing"),
+    [
+        (0.03, 0.03, "Mamba helps on this data: umamba-bot and umamba-enc do better than umamba-none in Dice by ", ""),
+        (
+            0.03, 0.0, "Mamba helps on this data: umamba-bot does better than umamba-none in Dice by ",
+            "; no difference is shown between umamba-none and umamba-enc",
+        ),
+        (-0.03, 0.0, "That Mamba helps is not shown on this data, and one way of using it does harm: ", ""),
+        (0.03, -0.03, "Whether Mamba helps on this data depends on where it sits: umamba-bot does better", ""),
+    ],
+)  # fmt: skip
+def test_mamba_verdict(bot: float, enc: float, opening: str, closing: str) -> None:
+    verdict = of_gains({"umamba-none": 0, "umamba-bot": bot, "umamba-enc": enc, "unet": 0.1}).mamba_verdict
+    assert verdict is not None
+    assert verdict.startswith(opening)
+    assert verdict.endswith(f"{closing}; umamba-none is the same network without Mamba.")
+    assert "unet" not in verdict

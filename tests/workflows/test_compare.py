@@ -1,0 +1,349 @@
+from __future__ import annotations
+
+import csv
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterator
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from phantoms import Finished
+from scipy.ndimage import binary_dilation
+
+from umamba_cli.pipeline.data.images import write_label_map
+from umamba_cli.pipeline.geometry import Grid
+from umamba_cli.pipeline.workflows.costs import epochs_to_learn
+
+Umamba = Callable[..., Finished]
+
+MODELS = "unet,umamba-none"
+SHORT = ("--models", MODELS, "--folds", "0-1", "--epochs", 1, "--iterations", 1, "--device", "cpu", "-j", 0)
+
+
+@pytest.fixture(scope="module")
+def compared(tiny_workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two models trained on two folds for a step each, and compared. Not to be changed."""
+    from typer.testing import CliRunner
+
+    from umamba_cli.cli import app
+
+    folder = Path(shutil.copytree(tiny_workspace, tmp_path_factory.mktemp("compared") / "work"))
+    done = CliRunner().invoke(app, ["compare", str(folder), *map(str, SHORT), "-q"])
+    assert done.exit_code == 0, done.output
+    return folder
+
+
+@pytest.fixture
+def own_comparison(compared: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(compared, tmp_path / "own"))
+
+
+def read(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "compare" / "comparison.json").read_text())
+    return content
+
+
+def test_what_is_missing_is_trained_and_all_is_compared(compared: Path) -> None:
+    content = read(compared)
+    assert content["complete"] is True
+    assert content["missing"] == {}
+    assert content["trainings"] == [f"{m}, fold {f}, seed 0" for f in (0, 1) for m in ("unet", "umamba-none")]
+    assert "no difference shown" in content["verdict"].lower()
+    assert content["mamba_verdict"] is None
+    assert content["regime"]["settings"]["epochs"] == 1
+    assert content["regime"]["folds"] == [0, 1]
+    assert content["comparison"]["models"] == ["unet", "umamba-none"]
+    assert {table["title"] for table in content["tables"]} >= {"Scores", "Differences in Dice", "By label", "Cost"}
+    for cost in content["costs"]:
+        assert cost["parameters"] > 1000
+        assert cost["seconds_a_case"] > 0
+        assert cost["seconds_a_step"] > 0
+        assert cost["memory_bytes"] > 0
+    with (compared / "compare" / "cases.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {(row["model"], row["fold"]) for row in rows} == {(m, f) for m in ("unet", "umamba-none") for f in "01"}
+    assert {row["name"] for row in rows} >= {"liver", "lesion"} or len({row["name"] for row in rows}) > 1
+
+
+def test_the_report_shows_it(umamba: Umamba, own_comparison: Path) -> None:
+    assert umamba("report", own_comparison, "-q").code == 0
+    page = (own_comparison / "report.html").read_text(encoding="utf-8")
+    content = read(own_comparison)
+    assert escape(content["verdict"], quote=False) in page
+    for table in content["tables"]:
+        assert escape(table["rows"][0][0], quote=False) in page
+
+
+def test_nothing_is_trained_twice(umamba: Umamba, own_comparison: Path) -> None:
+    checkpoints = {path: path.stat().st_mtime_ns for path in own_comparison.rglob("checkpoint_final.*")}
+    assert len(checkpoints) == 4
+    before = read(own_comparison)
+    done = umamba("compare", own_comparison, *SHORT, "--json")
+    assert done.code == 0, done.err
+    assert {path: path.stat().st_mtime_ns for path in own_comparison.rglob("checkpoint_final.*")} == checkpoints
+    assert json.loads(done.out)["comparison"] == before["comparison"]
+    assert read(own_comparison)["costs"] == before["costs"]  # measured once
+
+
+def test_what_is_there_so_far_is_shown_without_training(umamba: Umamba, own_comparison: Path) -> None:
+    shutil.rmtree(own_comparison / "runs" / "unet__3d_fullres" / "fold_1")
+    done = umamba("compare", own_comparison, *SHORT, "--seeds", 2, "--no-train", "--json")
+    assert done.code == 0, done.err
+    content = json.loads(done.out)
+    assert content["complete"] is False
+    assert content["missing"] == {
+        "unet, fold 1, seed 0": "is not trained",
+        **{f"{m}, fold {f}, seed 1": "is not trained" for f in (0, 1) for m in ("unet", "umamba-none")},
+    }
+    assert content["comparison"]["metrics"]["dice"]["pairs"][0]["cases"] == 1
+    assert "5 trainings are not in this comparison" in done.err
+
+
+def test_a_training_that_goes_on_again_is_not_compared(umamba: Umamba, own_comparison: Path) -> None:
+    run = own_comparison / "runs" / "unet__3d_fullres" / "fold_1"
+    (run / "checkpoint_final.safetensors").unlink()  # its summary is still there
+    done = umamba("compare", own_comparison, *SHORT, "--no-train", "--json")
+    assert json.loads(done.out)["missing"] == {"unet, fold 1, seed 0": "was begun"}
+
+
+def test_another_seed_is_trained_in_the_same_regime(umamba: Umamba, own_comparison: Path) -> None:
+    done = umamba("compare", own_comparison, "--models", MODELS, "--folds", 0, "--seeds", 2, "--device", "cpu", "-j", 0)
+    assert done.code == 0, done.err
+    added = own_comparison / "runs" / "unet__3d_fullres__seed-1"
+    record = json.loads((added / "fold_0" / "run.json").read_text())
+    assert (record["settings"]["seed"], record["settings"]["epochs"], record["settings"]["iterations"]) == (1, 1, 1)
+    assert not (added / "fold_1").exists()
+    metric = read(own_comparison)["comparison"]["metrics"]["dice"]
+    assert metric["models"][0]["repetitions"] == 2
+    assert "1 case, 2 trainings a fold" in read(own_comparison)["verdict"]
+    assert "so far: " in done.err
+
+
+def test_an_evaluation_of_an_older_version_is_made_again(umamba: Umamba, own_comparison: Path) -> None:
+    summary = own_comparison / "runs" / "unet__3d_fullres" / "fold_0" / "validation" / "summary.json"
+    content = json.loads(summary.read_text())
+    for case in content["cases"]:
+        for figures in case["labels"].values():
+            del figures["surface_dice"]
+    summary.write_text(json.dumps(content))
+    before = read(own_comparison)["comparison"]
+    done = umamba("compare", own_comparison, *SHORT, "--no-train", "--json")
+    assert json.loads(done.out)["missing"] == {
+        "unet, fold 0, seed 0": "is trained, but not evaluated with all that is compared"
+    }
+    assert umamba("compare", own_comparison, *SHORT).code == 0
+    assert read(own_comparison)["comparison"] == before
+
+
+def test_trainings_of_another_regime_are_refused(umamba: Umamba, own_comparison: Path) -> None:
+    done = umamba("compare", own_comparison, "--models", MODELS, "--epochs", 3)
+    assert done.code == 2
+    assert "epochs is 1, asked for is 3" in done.err
+    record = own_comparison / "runs" / "unet__3d_fullres" / "fold_1" / "run.json"
+    content = json.loads(record.read_text())
+    content["settings"]["learning_rate"] = 0.5
+    record.write_text(json.dumps(content))
+    done = umamba("compare", own_comparison, *SHORT)
+    assert done.code == 2
+    assert "the trainings differ in more than model, fold and seed" in done.err
+    assert "unet, fold 1, seed 0: learning_rate is 0.5, not 0.01" in done.err
+
+
+def test_the_same_training_is_not_taken_for_two(umamba: Umamba, own_comparison: Path) -> None:
+    runs = own_comparison / "runs"
+    shutil.copytree(runs / "unet__3d_fullres", runs / "unet__3d_fullres__seed-1")
+    done = umamba("compare", own_comparison, *SHORT, "--seeds", 2)
+    assert done.code == 2
+    assert "is the same training as unet, fold 0, seed 0, both have the seed 0" in done.err
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--models", "unet"), "fewer than two models"),
+        (("--models", "unet,unet"), "unet is named twice"),
+        (("--models", "unet,nothing"), "there is no model 'nothing'"),
+        (("--models", MODELS, "-c", "4d"), "4d"),
+        (("--models", MODELS, "--folds", "all"), "fold all holds no case back"),
+        (("--models", MODELS, "--folds", "7"), "there is no fold 7"),
+        (("--models", MODELS, "--predictions", "unet=somewhere"), "predictions are called unet, as a model is"),
+        (("--models", MODELS, "--predictions", "somewhere"), "is no NAME=FOLDER"),
+        (("--models", MODELS, "--references", "somewhere"), "WORKSPACE knows its references"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(
+    umamba: Umamba, own_workspace: Path, options: tuple[str, ...], said: str
+) -> None:
+    done = umamba("compare", own_workspace, *options)
+    assert done.code == 2, done.err
+    assert said in done.err
+    assert "next: " in done.err
+    assert not (own_workspace / "runs").exists()
+    assert not (own_workspace / "compare").exists()
+
+
+def test_folds_that_hold_back_the_same_case_are_refused(umamba: Umamba, own_workspace: Path) -> None:
+    splits = own_workspace / "splits.json"
+    folds = json.loads(splits.read_text())
+    folds[1] = folds[0]
+    splits.write_text(json.dumps(folds))
+    done = umamba("compare", own_workspace, *SHORT)
+    assert done.code == 2
+    assert "folds 0 and 1 both hold back" in done.err
+
+
+def test_a_patient_on_both_sides_of_a_fold_is_refused(umamba: Umamba, own_workspace: Path) -> None:
+    done = umamba("compare", own_workspace, *SHORT, "--group-by", "phantom")
+    assert done.code == 2
+    assert "fold 0 trains on cases of 1 of the groups that it holds back" in done.err
+    assert not (own_workspace / "runs").exists()
+
+
+def test_epochs_until_most_of_the_final_dice() -> None:
+    assert epochs_to_learn([0.0, 0.5, 0.7, 0.77, 0.8, 0.79, 0.8, 0.8, 0.8, 0.8]) == 4
+    assert epochs_to_learn([None, 0.8, 0.8]) == 2
+    assert epochs_to_learn([0.5, *[0.9] * 17, 0.2, 0.2]) == 1  # the last tenth is what counts, and not the last alone
+    assert epochs_to_learn([0.5, *[0.9] * 17, 0.9, 0.2]) == 2
+    assert epochs_to_learn([0.8, None]) == 1
+    assert math.isnan(epochs_to_learn([None, None]))
+    assert math.isnan(epochs_to_learn([]))
+
+
+# ---- finished predictions
+
+
+def balls(generator: np.random.Generator) -> NDArray[np.uint8]:
+    """Two labels in an image of 24x32x32 voxels."""
+    labels = np.zeros((24, 32, 32), dtype=np.uint8)
+    grid = np.indices(labels.shape)
+    for label, centre in ((1, (12, 10, 12)), (2, (11, 22, 21))):
+        middle = np.array(centre) + generator.integers(-2, 3, 3)
+        labels[sum((axis - at) ** 2 for axis, at in zip(grid, middle, strict=True)) < generator.integers(20, 50)] = (
+            label
+        )
+    return labels
+
+
+def spoilt(labels: NDArray[np.uint8], generator: np.random.Generator, share: float) -> NDArray[np.uint8]:
+    """Some voxels of the labels' rims lost, as a model loses them."""
+    rim = (labels == 0) & binary_dilation(labels > 0)
+    lost = (labels > 0) & binary_dilation(labels == 0) & (generator.random(labels.shape) < share)
+    found = np.where(lost, 0, labels)
+    grown = rim & (generator.random(labels.shape) < share / 2)
+    return np.where(grown, 1, found).astype(np.uint8)
+
+
+def write(path: Path, labels: NDArray[np.uint8]) -> None:
+    direction = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
+    write_label_map(path, labels, Grid(labels.shape, (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), direction))
+
+
+def trained_again(seed: int) -> Iterator[tuple[str, NDArray[np.uint8], NDArray[np.uint8]]]:
+    """What a model with this seed finds in 16 cases: each training has a luck of its own."""
+    luck = 0.2 + 0.02 * np.random.default_rng(seed).standard_normal()
+    for number in range(16):
+        reference = balls(np.random.default_rng(1000 + number))
+        yield f"case_{number:02d}", reference, spoilt(reference, np.random.default_rng((seed, number)), luck)
+
+
+@pytest.fixture
+def predictions(tmp_path: Path) -> Path:
+    """Folders of one model's trainings, a model that dilates label 1, and references."""
+    for seed in range(6):
+        for name, reference, found in trained_again(seed):
+            write(tmp_path / f"seed_{seed}" / f"{name}.nii.gz", found)
+            if seed == 0:
+                write(tmp_path / "references" / f"{name}.nii.gz", reference)
+            if seed < 2:
+                larger = np.where((found == 0) & binary_dilation(found == 1), 1, found).astype(np.uint8)
+                write(tmp_path / f"dilated_{seed}" / f"{name}.nii.gz", larger)
+    return tmp_path
+
+
+def compare(umamba: Umamba, folder: Path, *named: str) -> dict[str, Any]:
+    options = [option for text in named for option in ("--predictions", text.replace("=", f"={folder}/"))]
+    done = umamba("compare", *options, "--references", folder / "references", "-o", folder / "out", "-j", 1, "--json")
+    assert done.code == 0, done.err
+    content: dict[str, Any] = json.loads(done.out)
+    return content
+
+
+def test_the_same_model_with_other_seeds_shows_no_difference(umamba: Umamba, predictions: Path) -> None:
+    once = compare(umamba, predictions, "one=seed_0", "other=seed_1")
+    assert "no difference shown" in once["verdict"].lower()
+    twice = compare(umamba, predictions, "one=seed_0", "one=seed_1", "other=seed_2", "other=seed_3")
+    for verdict in twice["verdicts"].values():
+        assert "no difference shown" in verdict.lower()
+    thrice = [f"{name}=seed_{seed}" for seed, name in enumerate(("one", "one", "one", "other", "other", "other"))]
+    assert "no difference shown" in compare(umamba, predictions, *thrice)["verdict"].lower()
+
+
+def test_a_model_with_a_dilated_label_is_found_out(umamba: Umamba, predictions: Path) -> None:
+    once = compare(umamba, predictions, "model=seed_0", "dilated=dilated_1")
+    assert once["verdict"].startswith("model does better than dilated in Dice by 0.")
+    twice = compare(umamba, predictions, "model=seed_0", "model=seed_1", "dilated=dilated_0", "dilated=dilated_1")
+    assert twice["verdict"].startswith("model does better than dilated in Dice by 0.")
+    by_label = {label["label"]: label["pairs"][0] for label in twice["comparison"]["metrics"]["dice"]["labels"]}
+    assert by_label["1"]["shown"]
+    assert not by_label["2"]["shown"]
+
+
+def test_a_prediction_that_is_missing_counts_as_nothing_found(umamba: Umamba, predictions: Path) -> None:
+    before = compare(umamba, predictions, "one=seed_0", "other=seed_1")
+    for number in range(4):
+        (predictions / "seed_1" / f"case_{number:02d}.nii.gz").unlink()
+    after = compare(umamba, predictions, "one=seed_0", "other=seed_1")
+    means = [each["comparison"]["metrics"]["dice"]["models"][1]["mean"] for each in (before, after)]
+    assert means[1] == pytest.approx(means[0] * 12 / 16, abs=0.01)
+    assert after["comparison"]["metrics"]["dice"]["pairs"][0]["cases"] == 16
+
+
+def test_patients_are_compared_where_they_have_several_cases(umamba: Umamba, predictions: Path) -> None:
+    named = "one=seed_0", "other=dilated_1"
+    options = [option for text in named for option in ("--predictions", text.replace("=", f"={predictions}/"))]
+    where = ("--references", predictions / "references", "-o", predictions / "out", "-j", 1, "--json")
+    done = umamba("compare", *options, *where, "--group-by", "case_[01]")
+    metric = json.loads(done.out)["comparison"]["metrics"]["dice"]
+    by_case = compare(umamba, predictions, *named)["comparison"]["metrics"]["dice"]
+    assert metric["models"][0]["cases"] == metric["pairs"][0]["cases"] == 2
+    assert not metric["pairs"][0]["shown"]  # two patients show nothing, whatever number of cases they have
+    assert by_case["pairs"][0]["shown"]
+    with (predictions / "out" / "cases.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    mean = [float(row["dice"]) for row in rows if row["model"] == "one" and row["case"].startswith("case_0")]
+    other = [float(row["dice"]) for row in rows if row["model"] == "one" and row["case"].startswith("case_1")]
+    assert metric["models"][0]["mean"] == pytest.approx((np.mean(mean) + np.mean(other)) / 2)
+
+
+def test_folders_that_cannot_be_compared_are_refused(umamba: Umamba, predictions: Path, tmp_path: Path) -> None:
+    one = f"one={predictions}/seed_0"
+    where = ("--references", predictions / "references", "-o", predictions / "out")
+    (tmp_path / "strangers").mkdir()
+    write(tmp_path / "strangers" / "x.nii.gz", np.zeros((2, 2, 2), dtype=np.uint8))
+    for command, said in (
+        (("--predictions", one, *where), "fewer than two models"),
+        (("--predictions", one, "--predictions", one), "neither a workspace nor folders"),
+        (("--predictions", one, "--predictions", f"x={tmp_path}/strangers", *where), "has a reference"),
+        (("--predictions", one, "--predictions", f"x={tmp_path}/nowhere", *where), "nowhere is no folder"),
+    ):
+        done = umamba("compare", *command)
+        assert done.code == 2
+        assert said in done.err
+    assert not (predictions / "out").exists()
+
+
+def test_predictions_of_others_beside_models(umamba: Umamba, own_comparison: Path, tmp_path: Path) -> None:
+    validation = own_comparison / "runs" / "unet__3d_fullres"
+    for fold in (0, 1):
+        shutil.copytree(validation / f"fold_{fold}" / "validation", tmp_path / "copy", dirs_exist_ok=True)
+    done = umamba("compare", own_comparison, *SHORT, "--predictions", f"copy={tmp_path}/copy", "--json")
+    assert done.code == 0, done.err
+    content = json.loads(done.out)
+    means = {model["model"]: model["mean"] for model in content["comparison"]["metrics"]["dice"]["models"]}
+    assert means["copy"] == pytest.approx(means["unet"])
+    assert [cost["model"] for cost in content["costs"]] == ["unet", "umamba-none"]

@@ -1,0 +1,146 @@
+"""What a model costs beside how well it does: parameters, memory and time, and how soon it learns."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from umamba_cli.pipeline.data.files import read_json
+from umamba_cli.pipeline.data.store import Store
+from umamba_cli.pipeline.data.workspace import Run, Workspace
+from umamba_cli.pipeline.devices import choose_compute
+from umamba_cli.pipeline.errors import InputError
+from umamba_cli.pipeline.inference.export import labels_on_image_grid
+from umamba_cli.pipeline.inference.predictor import load_predictor
+from umamba_cli.pipeline.networks.unet import count_parameters
+from umamba_cli.pipeline.preprocessing.case import CaseGeometry
+from umamba_cli.pipeline.runs.log import read_log
+from umamba_cli.pipeline.runs.record import read_record
+from umamba_cli.pipeline.training.settings import TrainingSettings
+from umamba_cli.pipeline.workflows.cascade import network_input, predict_previous_stage
+
+FINAL_SHARE = 0.95
+"""Of the final Dice: a model that has reached it has learned most of what it will."""
+
+_TIMED_CASES = 3
+_FINAL_EPOCHS = 0.1  # share of the epochs whose mean is the final Dice: a single epoch sees few patches
+
+
+@dataclass(frozen=True)
+class ModelCost:
+    """What one model took; medians over its trainings. NaN where nothing tells."""
+
+    model: str
+    parameters: int
+
+    memory_bytes: float
+    """The most that a training had: on a GPU of its memory, on a CPU of the process."""
+
+    seconds_a_step: float
+    """An epoch's time by its steps, with its validation."""
+
+    seconds_a_case: float
+    """From the preprocessed image to the label map on the image's grid, mirrored passes included."""
+
+    epochs_to_learn: float
+    """Epochs until the validation Dice reaches 95 % of the final one."""
+
+    epochs: int
+    """Of each training."""
+
+    device: str
+    """That cases were timed on."""
+
+
+def cost_of(model: str, runs: Sequence[Run], workspace: Workspace, device: str, known: ModelCost | None) -> ModelCost:
+    """What a model took.
+
+    Args:
+        model: its name.
+        runs: its finished trainings, one at least; cases are timed with the first.
+        workspace: that holds the preprocessed cases.
+        device: see `choose_compute`.
+        known: what was measured before: cases are not timed again on the same device.
+
+    Raises:
+        InputError: see `load_predictor`.
+    """
+    compute = choose_compute(device)
+    if known is not None and known.device == compute.device_name and not math.isnan(known.seconds_a_case):
+        parameters, seconds = known.parameters, known.seconds_a_case
+    else:
+        parameters, seconds = _timed(runs[0], workspace, device)
+    logs = [read_log(run)[0] for run in runs]
+    settings = TrainingSettings.from_json(read_record(runs[0]).settings)
+    epochs = [entry for log in logs for entry in log]
+    memory = [max((float(entry.get("memory_bytes") or 0) for entry in log), default=math.nan) for log in logs]
+    return ModelCost(
+        model=model,
+        parameters=parameters,
+        memory_bytes=_median(memory),
+        seconds_a_step=_median([float(entry.get("seconds") or math.nan) / settings.iterations for entry in epochs]),
+        seconds_a_case=seconds,
+        epochs_to_learn=_median([epochs_to_learn([entry.get("mean_dice") for entry in log]) for log in logs]),
+        epochs=settings.epochs,
+        device=compute.device_name,
+    )
+
+
+def epochs_to_learn(dices: Sequence[float | None], share: float = FINAL_SHARE) -> float:
+    """The first epoch, from 1, whose validation Dice is a share of the final one; NaN without any.
+
+    The final one is the mean over the last tenth of the epochs.
+    """
+    known = [dice for dice in dices if dice is not None]
+    if not known:
+        return math.nan
+    last = [dice for dice in dices[-max(1, round(len(dices) * _FINAL_EPOCHS)) :] if dice is not None] or known[-1:]
+    wanted = share * statistics.fmean(last)
+    return float(next(epoch for epoch, dice in enumerate(dices, start=1) if dice is not None and dice >= wanted))
+
+
+def known_costs(file: Path) -> dict[str, ModelCost]:
+    """What an earlier comparison measured, by model; nothing where there is none, or of another version."""
+    if not file.is_file():
+        return {}
+    try:
+        content = read_json(file)
+        costs = [_from_json(cost) for cost in content["costs"]]
+    except (InputError, KeyError, TypeError, ValueError):
+        return {}
+    return {cost.model: cost for cost in costs}
+
+
+def _from_json(content: Mapping[str, Any]) -> ModelCost:
+    known: dict[str, Any] = {each.name: content[each.name] for each in fields(ModelCost)}
+    known |= {name: math.nan for name, value in known.items() if value is None}
+    return ModelCost(**known)
+
+
+def _timed(run: Run, workspace: Workspace, device: str) -> tuple[int, float]:
+    """Parameters of a run's network, and seconds for a case: the median of some after one that does not count."""
+    record = read_record(run)
+    compute = choose_compute(device, TrainingSettings.from_json(record.settings).precision)
+    predictor = load_predictor(run.folder, (), compute, previous_stage=False)
+    previous = predict_previous_stage(workspace, record, compute)
+    store = Store(workspace.preprocessed(record.configuration))
+    cases = [store.case(name) for name in record.val_cases[: _TIMED_CASES + 1]]
+    seconds = []
+    for case in cases if len(cases) > 1 else cases * 2:  # the first does not count
+        image = network_input(case, record, previous)
+        began = time.monotonic()
+        logits = predictor.logits(image)
+        geometry = CaseGeometry.from_json(case.properties["geometry"])
+        labels_on_image_grid(logits, geometry, record.network_configuration, record.dataset)
+        seconds.append(time.monotonic() - began)
+    return count_parameters(predictor.networks[0]), statistics.median(seconds[1:])
+
+
+def _median(values: Sequence[float]) -> float:
+    known = [value for value in values if not math.isnan(value)]
+    return statistics.median(known) if known else math.nan

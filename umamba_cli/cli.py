@@ -17,6 +17,7 @@ import typer
 
 from umamba_cli.commands._console import Console, current_console
 from umamba_cli.commands.check import check
+from umamba_cli.commands.compare import compare
 from umamba_cli.commands.convert import convert
 from umamba_cli.commands.demo import demo
 from umamba_cli.commands.doctor import doctor
@@ -25,10 +26,12 @@ from umamba_cli.commands.evaluate import evaluate
 from umamba_cli.commands.export import export
 from umamba_cli.commands.import_ import import_
 from umamba_cli.commands.models import models
+from umamba_cli.commands.overlay import overlay
 from umamba_cli.commands.plan import plan
 from umamba_cli.commands.postprocess import postprocess
 from umamba_cli.commands.predict import predict
 from umamba_cli.commands.preprocess import preprocess
+from umamba_cli.commands.report import report
 from umamba_cli.commands.select import select
 from umamba_cli.commands.status import status
 from umamba_cli.commands.train import train
@@ -44,7 +47,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-_COMMANDS = check, plan, preprocess, train, status, select, predict, ensemble, evaluate, export, models, demo, doctor
+_COMMANDS = (
+    *(check, plan, preprocess, train, status, select, predict, ensemble, evaluate, compare, report, overlay),
+    *(export, models, demo, doctor),
+)
 for command in _COMMANDS:
     app.command(no_args_is_help=command not in (demo, doctor))(command)
 app.command("import", no_args_is_help=True)(import_)

@@ -1,10 +1,11 @@
-"""A slice of an image with its reference and its prediction side by side."""
+"""Slices of an image with its label maps: side by side, and as outlines."""
 
 from __future__ import annotations
 
 import colorsys
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,19 @@ from numpy.typing import NDArray
 
 from umamba_cli.pipeline.data.files import replacing
 from umamba_cli.pipeline.geometry import Spacing
+from umamba_cli.pipeline.reporting.contours import inset, outlines
+from umamba_cli.pipeline.reporting.slices import (
+    REFERENCE,
+    ShownCase,
+    Window,
+    across,
+    best_slices,
+    differing_voxels,
+    slice_axis,
+    smaller,
+    to_8_bit,
+    window_of,
+)
 
 # Source: Okabe & Ito 2008, a palette that people with any colour vision can tell apart. Its black is left out, and the
 # brightest colours come first, because labels lie on grey.
@@ -24,6 +38,10 @@ _WINDOW_PERCENTILES = (0.5, 99.5)
 _LEGEND_ROW = 5
 _LONGEST_LEGEND = 15
 _GREY = "#808080"
+_DOTS_PER_PIXEL, _MOST_DOTS_PER_INCH = 4, 240  # of outlines, so that two labels side by side show both
+_LINE_POINTS = (0.5, 1.8)  # the width of outlines: half a pixel, within these
+_INSET = 0.2  # pixels
+_AXIS_NAMES = "zyx"
 _STRIPES = 30  # along a slice's longer side, as many gaps between them
 
 
@@ -94,6 +112,115 @@ def draw_side_by_side(
     _draw_legend(figure, legend)
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=_DOTS_PER_INCH)
+
+
+def draw_overlay(
+    path: Path, case: ShownCase, *, count: int = 1, window: Window | None = None, title: str = ""
+) -> tuple[int, ...]:
+    """Write a PNG of some slices: each of them bare, with the reference's outlines where there is one, and with those
+    of the other label map (over which the reference's are dashed).
+
+    Args:
+        path: the picture, written whole or not at all.
+        case: has one label map besides the reference; labels without a name are called by their number. It is cut
+            across `slices.slice_axis`, and `slices.best_slices` chooses.
+        count: slices, at most.
+        window: of a grey image; None: by percentiles of the whole image.
+        title: stands above.
+
+    Returns:
+        The slices that were drawn, from 0.
+
+    Raises:
+        WorkError: the file cannot be written.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    axis = slice_axis(case.spacing_mm)
+    spacing = [step for index, step in enumerate(case.spacing_mm) if index != axis]
+    grey = None if case.image.ndim == 4 else window or window_of(case.image)
+    maps = {name: across(labels, axis) for name, labels in case.label_maps.items()}
+    turned = replace(case, image=across(case.image, axis), label_maps=maps)
+    chosen, wrong = best_slices(turned, count), differing_voxels(turned)
+    aspect, columns = spacing[0] / spacing[1], 1 + len(maps)
+    height = _PANEL_INCHES * float(np.clip(aspect * turned.image.shape[1] / turned.image.shape[2], 0.4, 2.0))
+    given = {label: name for label, name in case.label_names.items() if isinstance(label, int)}
+    names = _all_names(given, *(labels[z] for labels in maps.values() for z in chosen))
+    legend = _legend(names, *(labels[z] for labels in maps.values() for z in chosen))
+    size = (columns * _PANEL_INCHES, len(chosen) * (height + 0.3) + 0.75 + 0.25 * math.ceil(len(legend) / _LEGEND_ROW))
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    for row, z in zip(figure.subplots(len(chosen), columns, squeeze=False), chosen, strict=True):
+        differing = int(wrong[z]) if REFERENCE in maps else None
+        _draw_row(row, turned, z, _Look(grey, aspect, names, _place(z, turned, axis, differing)))
+    figure.suptitle(title)
+    _draw_legend(figure, legend)
+    wanted = _DOTS_PER_PIXEL * max(turned.image.shape[1:3]) / _PANEL_INCHES
+    dots = np.clip(wanted, _DOTS_PER_INCH, _MOST_DOTS_PER_INCH)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=float(dots))
+    return tuple(chosen)
+
+
+@dataclass(frozen=True)
+class _Look:
+    """How the panels of a row are drawn."""
+
+    window: Window | None
+    aspect: float
+    names: Mapping[int, str]
+    place: str
+
+
+def _place(z: int, case: ShownCase, axis: int, differing: int | None) -> str:
+    """`slice 12 of 36 across z, 40 voxels differ`."""
+    where = f"slice {z + 1} of {len(case.image)} across {_AXIS_NAMES[axis]}" if len(case.image) > 1 else ""
+    wrong = "" if differing is None else f"{differing} {'pixels' if len(case.image) == 1 else 'voxels'} differ"
+    return ", ".join(part for part in (where, wrong) if part)
+
+
+def _draw_row(row: Sequence[Any], case: ShownCase, z: int, look: _Look) -> None:
+    pixels = case.image[z] if look.window is None else to_8_bit(case.image[z], look.window)
+    factor = -(-max(pixels.shape[:2]) // round(_PANEL_INCHES * _MOST_DOTS_PER_INCH))
+    shown = smaller(pixels, factor)
+    row[0].set_title("image")
+    for axes in row:
+        axes.imshow(shown, cmap="gray", vmin=0, vmax=255, aspect=look.aspect, interpolation="nearest")
+        axes.set_axis_off()
+    row[0].text(0, -0.02, look.place, transform=row[0].transAxes, va="top", fontsize="small")
+    for axes, (name, labels) in zip(row[1:], case.label_maps.items(), strict=True):
+        axes.set_title(name)
+        _draw_outlines(axes, labels[z], look.names, factor)
+        if name == REFERENCE and case.ignored is not None and (grey := labels[z] == case.ignored).any():
+            axes.imshow(_stripes(smaller(grey, factor)), aspect=look.aspect, interpolation="nearest")
+        if name != REFERENCE and case.reference is not None:
+            axes.set_title(f"{name}, reference dashed")
+            _draw_outlines(axes, case.reference[z], look.names, factor, is_dashed=True)
+
+
+def _draw_outlines(
+    axes: Any, labels: NDArray[Any], names: Mapping[int, str], factor: int, *, is_dashed: bool = False
+) -> None:
+    """Outline every label; dashed ones are white, with black below, so that they are seen on any colour."""
+    from matplotlib.collections import LineCollection
+    from matplotlib.patheffects import withStroke
+
+    pixel_points = 72 * _PANEL_INCHES * factor / max(labels.shape)
+    width = float(np.clip(pixel_points / 2, *_LINE_POINTS)) * (0.6 if is_dashed else 1)
+    for index, value in enumerate(names):
+        mask = labels == value
+        if not mask.any():
+            continue
+        loops = [inset(corners, _INSET) - 0.5 for corners in outlines(smaller(mask, factor))]
+        lines = LineCollection(
+            loops,
+            colors="white" if is_dashed else label_colour(index),
+            linewidths=width,
+            linestyles=(0, (3, 3)) if is_dashed else "solid",
+            path_effects=[withStroke(linewidth=width + 0.8, foreground="black", alpha=0.6)],
+        )
+        axes.add_collection(lines, autolim=False)
 
 
 def richest_slice(reference: NDArray[Any], prediction: NDArray[Any]) -> int:

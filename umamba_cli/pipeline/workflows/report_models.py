@@ -1,0 +1,58 @@
+"""How a report calls and draws the models of a workspace: the same everywhere on the page."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+_SEPARATOR = "__"
+_SEED = re.compile(r"seed-[0-9]+")  # the tag of a training repeated with another seed, see `workflows.compare`
+
+
+@dataclass(frozen=True)
+class ShownModel:
+    """A model's folder under `runs`, as the page shows it."""
+
+    title: str
+    """`umamba-bot seed-1`; with the configuration where the workspace has several."""
+
+    style: int
+    """See `svg_plots.style_of`."""
+
+    is_repetition: bool = False
+    """The same model was trained with its first seed too."""
+
+
+def shown_models(folders: Iterable[str]) -> dict[str, ShownModel]:
+    """The models by the names of their folders, in the order of these.
+
+    Args:
+        folders: `MODEL__CONFIGURATION`, or `MODEL__CONFIGURATION__TAG`.
+    """
+    names = sorted(set(folders))
+    configurations = {parts[1] for name in names if len(parts := name.split(_SEPARATOR)) > 1}
+    repeated = {name for name in names if _first_of(name) in names}
+    # Repetitions come last, so that few models have the styles that differ most.
+    styles = {name: index for index, name in enumerate(sorted(names, key=lambda name: (name in repeated, name)))}
+    return {
+        name: ShownModel(_title(name, with_configuration=len(configurations) > 1), styles[name], name in repeated)
+        for name in names
+    }
+
+
+def one_configuration(folders: Iterable[str]) -> str:
+    """The configuration that all models have; "" where there are several, or none."""
+    found = {parts[1] for name in folders if len(parts := name.split(_SEPARATOR)) > 1}
+    return found.pop() if len(found) == 1 else ""
+
+
+def _title(name: str, *, with_configuration: bool) -> str:
+    parts = name.split(_SEPARATOR)
+    return " ".join(part for part in (parts if with_configuration else [parts[0], *parts[2:]]) if part) or name
+
+
+def _first_of(name: str) -> str | None:
+    """The folder of the same model with its first seed; None where this is no repetition."""
+    *parts, tag = name.split(_SEPARATOR)
+    return _SEPARATOR.join(parts) if len(parts) > 1 and _SEED.fullmatch(tag) else None

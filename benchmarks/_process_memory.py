@@ -48,7 +48,7 @@ def watch(command: Sequence[str]) -> Watched:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors)
         peak = 0
         while process.poll() is None:
-            peak = max(peak, sum(map(_pss_bytes, _tree(process.pid))))
+            peak = max(peak, sum(map(_pss_bytes, process_tree(process.pid))))
             time.sleep(EVERY_S)
         ended = time.monotonic()
         if process.returncode:
@@ -61,7 +61,7 @@ def watch(command: Sequence[str]) -> Watched:
     return Watched(began, ended, peak)
 
 
-def _tree(root: int) -> list[int]:
+def process_tree(root: int) -> list[int]:
     """A process and all below it."""
     children = defaultdict(list)
     for entry in Path("/proc").iterdir():

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from umamba_cli.pipeline.errors import InputError
 
 Axes = tuple[int, ...]
 BlockKind = Literal["plain", "residual"]
 ShortcutKind = Literal["convolution", "convolution_each_stage", "pooling"]
+Mixer = Literal["mamba", "s4d", "mamba2"]
+ScanDirections = Literal["forward", "both", "axes"]
 
 
 _MOST = {
@@ -89,6 +92,14 @@ class Architecture:
     tokens, each as long as the stage has voxels, and the weights fit this patch size alone (the released U-Mamba_Enc).
     None: tokens are voxels at every stage, and any size will do."""
 
+    mixer: Mixer = "mamba"
+    """What mixes the tokens in a Mamba layer: `mamba`, the selective state space model of U-Mamba; `s4d`, a
+    time-invariant one, computed as a convolution; `mamba2`, the selective one whose state decays at one rate a head."""
+
+    scan_directions: ScanDirections = "forward"
+    """The order in which a Mamba layer reads the voxels: `forward`, row by row, as U-Mamba has it; `both`, that and its
+    reverse (Vision Mamba); `axes`, along each axis both ways (VMamba, SegMamba)."""
+
     def __post_init__(self) -> None:
         stages = len(self.features_per_stage)
         if stages < 2:
@@ -112,6 +123,9 @@ class Architecture:
             raise _contradiction(f"kernel sizes must be odd, they are {self.kernel_sizes}")
         if self.mamba_every < 1:
             raise _contradiction(f"mamba_every must be 1 or more, it is {self.mamba_every}")
+        for name, choices in (("mixer", get_args(Mixer)), ("scan_directions", get_args(ScanDirections))):
+            if getattr(self, name) not in choices:
+                raise _contradiction(f"{name} is {getattr(self, name)!r}, possible are {', '.join(choices)}")
         self._check_channel_tokens()
 
     def _check_sizes(self) -> None:
@@ -137,7 +151,7 @@ class Architecture:
     @property
     def divisor(self) -> Axes:
         """What the size of an input must be a multiple of, by axis."""
-        return tuple(math.prod([stage[axis] for stage in self.strides]) for axis in range(self.dimensions))
+        return divisor_of(self.strides)
 
     @property
     def mamba_stages(self) -> tuple[int, ...]:
@@ -171,6 +185,25 @@ class Architecture:
     def from_json(cls, content: dict[str, Any]) -> Architecture:
         """The architecture that `to_json` wrote."""
         return cls(**{name: _tuples(value) for name, value in content.items()})
+
+
+def divisor_of(strides: Sequence[Axes]) -> Axes:
+    """What the size of an input must be a multiple of, by axis, to be made smaller by the strides of all stages."""
+    return tuple(math.prod(along) for along in zip(*strides, strict=True))
+
+
+def require_multiples(size: Axes, divisor: Axes) -> None:
+    """Make sure that an input of this size can be made smaller as often as a network wants.
+
+    Raises:
+        InputError: it cannot; the problem names the nearest size that can.
+    """
+    if any(n % d or n < d for n, d in zip(size, divisor, strict=True)):
+        fitting = tuple(max(-(-n // d), 1) * d for n, d in zip(size, divisor, strict=True))
+        raise InputError(
+            f"a patch of {tuple(size)} does not fit the network, which needs multiples of {divisor}",
+            next_step=f"use {fitting}, the next size that fits",
+        )
 
 
 def _as_tuple(value: int | Axes) -> Axes:

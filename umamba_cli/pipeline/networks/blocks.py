@@ -61,6 +61,14 @@ def _autocast_takes_float16(device_type: str) -> bool:
     return torch.is_autocast_enabled(device_type) and torch.get_autocast_dtype(device_type) == torch.float16
 
 
+def initialise(module: nn.Module) -> None:
+    """He et al. 2015, for leaky ReLU, as nnU-Net does; for `Module.apply`. Other layers keep their initialisation."""
+    if isinstance(module, nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.ConvTranspose3d):
+        nn.init.kaiming_normal_(module.weight, a=NEGATIVE_SLOPE)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
 class ConvolutionBlock(nn.Module):
     """Convolution, instance norm, leaky ReLU (the latter optional, for the end of a residual branch)."""
 

@@ -13,12 +13,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
 from typing import Any, Literal
 
 from torch import nn
 
 from umamba_cli.pipeline.errors import InputError
-from umamba_cli.pipeline.networks.architecture import Architecture, Axes
+from umamba_cli.pipeline.networks.architecture import Architecture, Axes, Mixer, ScanDirections, divisor_of
 from umamba_cli.pipeline.networks.unet import UNet
 
 ENTRY_POINTS = "umamba.models"
@@ -52,6 +53,22 @@ class NetworkPlan:
     outputs are regions, which overlap, the odds of each (voxels in it to those that are not): the logarithm is what
     an output begins with in both cases."""
 
+    mixer: Mixer = "mamba"
+    """What mixes the tokens in the Mamba layers of a model that has some; see `Architecture`."""
+
+    scan_directions: ScanDirections = "forward"
+    """The order in which they read the voxels; see `Architecture`."""
+
+    @property
+    def dimensions(self) -> int:
+        """2 or 3."""
+        return len(self.patch_size)
+
+    @property
+    def divisor(self) -> Axes:
+        """What a patch must be a multiple of, by axis, to be made smaller by the strides of all stages."""
+        return divisor_of(self.strides)
+
 
 Builder = Callable[[NetworkPlan], nn.Module]
 
@@ -61,19 +78,45 @@ class Model:
     """A network family."""
 
     name: str
-    build: Builder
+    builder: Builder
     """Makes the network, freshly initialised. In training mode it returns a list of logits, full resolution first."""
 
     description: str
     """One line with the paper."""
 
+    extra: str = ""
+    """The extra of umamba that must be installed; "" where there is none."""
+
+    has_mixer: bool = False
+    """Whether it has layers for which `NetworkPlan.mixer` and `scan_directions` can be chosen."""
+
+    @property
+    def missing(self) -> str:
+        """What has to be installed before it can be built; "" where it can."""
+        needed = _MODULE_OF_EXTRA.get(self.extra)
+        return f"umamba[{self.extra}]" if needed and find_spec(needed) is None else ""
+
+    def build(self, plan: NetworkPlan) -> nn.Module:
+        """The network for a plan, freshly initialised from torch's random state.
+
+        Raises:
+            InputError: it lacks what must be installed, or the plan does not suit it.
+        """
+        if self.missing:
+            raise InputError(f"{self.name} needs more than is installed", next_step=f"pip install '{self.missing}'")
+        return self.builder(plan)
+
+
+_MODULE_OF_EXTRA = {"monai": "monai"}
 
 _MODELS: dict[str, Model] = {}
 
 
-def register_model(name: str, build: Builder, description: str = "") -> None:
-    """Add a model, or replace the one of that name."""
-    _MODELS[name] = Model(name, build, description)
+def register_model(
+    name: str, build: Builder, description: str = "", *, extra: str = "", has_mixer: bool = False
+) -> None:
+    """Add a model, or replace the one of that name; arguments as the fields of `Model`."""
+    _MODELS[name] = Model(name, build, description, extra, has_mixer)
 
 
 def available_models() -> dict[str, Model]:
@@ -98,7 +141,7 @@ def build_network(name: str, plan: NetworkPlan) -> nn.Module:
     """Build the network of a model for a plan, freshly initialised from torch's random state.
 
     Raises:
-        InputError: there is no such model, or the plan does not suit it.
+        InputError: there is no such model, it lacks what must be installed, or the plan does not suit it.
     """
     return find_model(name).build(plan)
 
@@ -155,6 +198,8 @@ def _umamba(mamba: Literal["none", "bottleneck", "encoder"]) -> Builder:
             block="residual",
             stem="blocks",
             mamba=mamba,
+            mixer=plan.mixer,
+            scan_directions=plan.scan_directions,
         )
 
     return build
@@ -163,7 +208,15 @@ def _umamba(mamba: Literal["none", "bottleneck", "encoder"]) -> Builder:
 register_model("unet", _unet, "nnU-Net's U-Net (Isensee et al. 2021)")
 register_model("resenc", _resenc, "nnU-Net's U-Net with a residual encoder (Isensee et al. 2024)")
 register_model("umamba-none", _umamba("none"), "U-Mamba's residual U-Net without Mamba, the baseline")
-register_model("umamba-bot", _umamba("bottleneck"), "U-Mamba with one Mamba layer in the bottleneck (Ma et al. 2024)")
 register_model(
-    "umamba-enc", _umamba("encoder"), "U-Mamba with a Mamba layer in every stage of the encoder (Ma et al. 2024)"
+    "umamba-bot",
+    _umamba("bottleneck"),
+    "U-Mamba with one Mamba layer in the bottleneck (Ma et al. 2024)",
+    has_mixer=True,
+)
+register_model(
+    "umamba-enc",
+    _umamba("encoder"),
+    "U-Mamba with a Mamba layer in every stage of the encoder (Ma et al. 2024)",
+    has_mixer=True,
 )

@@ -11,23 +11,20 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from umamba_cli.pipeline.errors import InputError
-from umamba_cli.pipeline.networks.architecture import Architecture, Axes, BlockKind
+from umamba_cli.pipeline.networks.architecture import Architecture, Axes, BlockKind, require_multiples
 from umamba_cli.pipeline.networks.blocks import (
-    NEGATIVE_SLOPE,
     TRANSPOSED,
     ConvolutionBlock,
     NearestUpsampling,
     ResidualBlock,
     apply_to,
-    convolution,
+    initialise,
 )
+from umamba_cli.pipeline.networks.checkpointing import is_worthwhile, run_part
+from umamba_cli.pipeline.networks.heads import begin_with_frequencies, new_heads
 from umamba_cli.pipeline.networks.mamba import MambaLayer
-
-RAREST = 1e-4
-"""A class rarer than this is taken to be this frequent at the start."""
 
 
 class Encoder(nn.Module):
@@ -52,11 +49,11 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor, *, checkpointing: bool = False) -> list[Tensor]:
         """(B, channels, ...) to the feature maps of all stages, full resolution first."""
-        x = _run(self.stem, x, checkpointing=checkpointing)
+        x = run_part(self.stem, x, checkpointing=checkpointing)
         maps = []
         for stage, mamba in zip(self.stages, self.mamba_layers, strict=True):
-            x = _run(stage, x, checkpointing=checkpointing)
-            x = _run(mamba, x, checkpointing=checkpointing)  # apart: it keeps as much as the stage
+            x = run_part(stage, x, checkpointing=checkpointing)
+            x = run_part(mamba, x, checkpointing=checkpointing)  # apart: it keeps as much as the stage
             maps.append(x)
         return maps
 
@@ -93,9 +90,7 @@ class DecoderStage(nn.Module):
 class UNet(nn.Module):
     """A U-Net built from an `Architecture`.
 
-    Where the classes' frequencies are given, the heads begin by predicting them. Otherwise the first steps teach the
-    network that nearly all is background, with a momentum that carries it far beyond, and on small datasets it takes
-    hundreds of steps to come back. Source: Lin et al., "Focal Loss for Dense Object Detection", 2017, section 3.3.
+    Where the classes' frequencies are given, the heads begin by predicting them, see `heads`.
 
     In training mode it returns the logits of every decoder resolution, full resolution first; in evaluation mode those
     of the full resolution alone.
@@ -103,8 +98,7 @@ class UNet(nn.Module):
 
     checkpointing: bool = False
     """In training, keep the maps between stages and Mamba layers alone, and compute those inside them anew for the
-    gradients: the same results, less memory, more time.
-    Source: Chen et al., "Training Deep Nets with Sublinear Memory Cost", arXiv 1604.06174."""
+    gradients: the same results, less memory, more time."""
 
     def __init__(self, architecture: Architecture, class_frequencies: Sequence[float] = ()) -> None:
         super().__init__()
@@ -112,25 +106,11 @@ class UNet(nn.Module):
         self.encoder = Encoder(architecture)
         stages = range(len(architecture.features_per_stage) - 1)
         self.decoder = nn.ModuleList(DecoderStage(architecture, i) for i in stages)
-        ones = (1,) * architecture.dimensions
-        self.heads = nn.ModuleList(
-            convolution(architecture.features_per_stage[i], architecture.outputs, ones) for i in stages
-        )
-        self.apply(_initialise)
+        self.heads = new_heads(architecture.features_per_stage[:-1], architecture.outputs, architecture.dimensions)
+        self.apply(initialise)
         if architecture.shortcut == "pooling":  # as nnU-Net's residual encoder
             self.apply(_begin_as_shortcut)
-        if class_frequencies:
-            self._begin_with(class_frequencies)
-
-    @torch.no_grad()
-    def _begin_with(self, class_frequencies: Sequence[float]) -> None:
-        # A softmax of the logarithms of shares gives the shares; so does a sigmoid of a region's logarithm of the odds.
-        prior = torch.tensor(class_frequencies).clamp_min(RAREST).log()
-        for head in self.heads:
-            assert isinstance(head, nn.Conv2d | nn.Conv3d)
-            assert head.bias is not None
-            nn.init.normal_(head.weight, std=0.01)
-            head.bias.copy_(prior)
+        begin_with_frequencies(self.heads, class_frequencies)
 
     def forward(self, x: Tensor) -> list[Tensor] | Tensor:
         """(B, channels, ...) to logits (B, outputs, ...), see the class.
@@ -139,13 +119,13 @@ class UNet(nn.Module):
             InputError: the size of `x` is not a multiple of the network's strides.
         """
         require_fitting_size(x.shape[2:], self.architecture)
-        checkpointing = self.checkpointing and self.training and torch.is_grad_enabled()
+        checkpointing = is_worthwhile(self)
         *skips, x = self.encoder(x, checkpointing=checkpointing)
         logits: list[Tensor] = []
         for index in reversed(range(len(self.decoder))):
             stage, head = self.decoder[index], self.heads[index]
             assert isinstance(stage, DecoderStage)
-            x = _run(stage, x, skips[index], checkpointing=checkpointing)
+            x = run_part(stage, x, skips[index], checkpointing=checkpointing)
             if self.training or index == 0:
                 logits.append(apply_to(x, head, unbounded=stage.unbounded))
         return logits[::-1] if self.training else logits[-1]
@@ -157,12 +137,7 @@ def require_fitting_size(size: Axes, architecture: Architecture) -> None:
     Raises:
         InputError: it cannot; the problem names the nearest size that can. Or the weights fit another size alone.
     """
-    if any(n % d or n < d for n, d in zip(size, architecture.divisor, strict=True)):
-        fitting = tuple(max(-(-n // d), 1) * d for n, d in zip(size, architecture.divisor, strict=True))
-        raise InputError(
-            f"a patch of {tuple(size)} does not fit the network, which needs multiples of {architecture.divisor}",
-            next_step=f"use {fitting}, the next size that fits",
-        )
+    require_multiples(size, architecture.divisor)
     if architecture.channel_token_voxels and tuple(size) != architecture.channel_tokens_for:
         raise InputError(
             f"a patch of {tuple(size)} does not fit the network, whose weights are bound to one patch size: "
@@ -219,29 +194,12 @@ def _passes_on(a: Architecture, block: BlockKind, inputs: int, outputs: int) -> 
     return block == "residual" and not (a.shortcut == "pooling" and inputs != outputs)
 
 
-def _run(part: nn.Module, *maps: Tensor, checkpointing: bool) -> Tensor:
-    """Apply a part of the network; with checkpointing keep its inputs alone for the backward pass."""
-    if not checkpointing or isinstance(part, nn.Identity):
-        y: Tensor = part(*maps)
-        return y
-    again: Tensor = checkpoint(part, *maps, use_reentrant=False, preserve_rng_state=False)  # nothing is random
-    return again
-
-
 def _mamba_layer(a: Architecture, stage: int) -> nn.Module:
     if stage not in a.mamba_stages:
         return nn.Identity()
     if stage in a.channel_token_voxels:
         return MambaLayer(a.channel_token_voxels[stage], channels_are_tokens=True)
     return MambaLayer(a.features_per_stage[stage])
-
-
-def _initialise(module: nn.Module) -> None:
-    # He et al. 2015, for leaky ReLU, as nnU-Net does. Mamba's own projections keep their initialisation.
-    if isinstance(module, nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.ConvTranspose3d):
-        nn.init.kaiming_normal_(module.weight, a=NEGATIVE_SLOPE)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
 
 
 def _begin_as_shortcut(module: nn.Module) -> None:

@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 from umamba_cli.pipeline.data.dataset import DatasetDescription
+from umamba_cli.pipeline.networks.heads import RAREST
 from umamba_cli.pipeline.networks.mamba import MambaBlock
 from umamba_cli.pipeline.networks.registry import NetworkPlan, build_network
 from umamba_cli.pipeline.networks.scan import compile_kernels, needs_compiling
-from umamba_cli.pipeline.networks.unet import RAREST, UNet
+from umamba_cli.pipeline.networks.unet import UNet
 from umamba_cli.pipeline.planning.plans import Configuration
 from umamba_cli.pipeline.progress import OnProgress, Progress, ignore_progress
 from umamba_cli.pipeline.runs.record import RunRecord

@@ -91,6 +91,11 @@ def parse_folds(*texts: str) -> list[int | str]:
     return list(dict.fromkeys(folds))
 
 
+def split_names(text: str) -> tuple[str, ...]:
+    """`unet, umamba-bot` as two names."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
 def given_again(context: typer.Context, *, without: Sequence[str]) -> list[str]:
     """The command line of a command as it was given, to start another process with.
 

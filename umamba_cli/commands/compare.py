@@ -20,6 +20,7 @@ from umamba_cli.commands._options import (
     VerboseOption,
     WorkersOption,
     parse_folds,
+    split_names,
 )
 
 if TYPE_CHECKING:
@@ -38,7 +39,12 @@ ComparedArgument = Annotated[
 ]
 ModelsOption = Annotated[
     str,
-    typer.Option("--models", "-m", metavar="NAME,NAME,...", help="Models to compare; see `umamba models`."),
+    typer.Option(
+        "--models",
+        "-m",
+        metavar="NAME,NAME,...",
+        help="Models to compare, see `umamba models`; umamba-bot+s4d has another mixer.",
+    ),
 ]
 FoldsOption = Annotated[
     str | None, typer.Option("--folds", "-f", help="0, 0-4 or 0,2.", show_default="all of splits.json")
@@ -151,7 +157,7 @@ def compare(
         opened = open_workspace(workspace)
         job = ComparisonJob(
             opened,
-            models=tuple(name.strip() for name in models.split(",") if name.strip()),
+            models=split_names(models),
             configuration=configuration,
             folds=_numbered(parse_folds(folds) if folds is not None else []),
             seeds=seeds,

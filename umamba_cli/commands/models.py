@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import typer
+
 from umamba_cli.commands._console import Console, mebibytes
 from umamba_cli.commands._options import (
     BatchSizeOption,
@@ -12,12 +16,25 @@ from umamba_cli.commands._options import (
     QuietOption,
     VerboseOption,
     WorkspaceArgument,
+    split_names,
 )
+
+ModelsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--models",
+        "-m",
+        metavar="NAME,NAME,...",
+        help="Models, or variants of U-Mamba such as umamba-bot+s4d, umamba-enc+mamba2-both.",
+        show_default="all",
+    ),
+]
 
 
 def models(
     workspace: WorkspaceArgument,
     configuration: ConfigurationOption = "3d_fullres",
+    names: ModelsOption = None,
     batch_size: BatchSizeOption = None,
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
@@ -25,7 +42,10 @@ def models(
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """Show all models with the parameters and the training memory that a configuration gives them. Trains nothing."""
+    """Show models with their paper, parameters, multiply-adds and training memory for a configuration.
+
+    Trains nothing. Multiply-adds are those of predicting one patch.
+    """
     from umamba_cli.pipeline.data.workspace import open_workspace
     from umamba_cli.pipeline.workflows.models import survey_models
 
@@ -34,6 +54,7 @@ def models(
         survey = survey_models(
             open_workspace(workspace),
             configuration,
+            models=split_names(names) if names is not None else (),
             batch_size=batch_size,
             device=device,
             precision=precision,
@@ -46,8 +67,10 @@ def models(
     for model in survey.models:
         parameters = "-" if model.parameters is None else f"{model.parameters:,}"
         figures = ("-", "-")
+        operations = "-" if model.multiply_adds is None else f"{model.multiply_adds / 1e9:,.2f}"
         if model.memory:
             figures = (mebibytes(model.memory.saved_bytes), mebibytes(model.memory.peak_bytes))
-        rows.append((model.name, parameters, *figures, model.problem or model.description))
-    console.table(("model", "parameters", "saved MiB", "training MiB", ""), rows)
+        about = model.problem or model.description
+        rows.append((model.name, parameters, operations, *figures, model.needs or "-", about))
+    console.table(("model", "parameters", "G multiply-adds", "saved MiB", "training MiB", "needs", "paper"), rows)
     console.say(f"{mebibytes(survey.free_bytes)} MiB are free on {survey.compute.device_name}")

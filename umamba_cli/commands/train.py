@@ -42,6 +42,16 @@ _HOW = "How it learns"
 _WHERE = "What it runs on"
 
 ModelOption = Annotated[str, typer.Option("--model", "-m", help="unet, umamba-bot, ...: see `umamba models`.")]
+MixerOption = Annotated[
+    str | None,
+    typer.Option("--mixer", help="State space layers of U-Mamba: mamba, s4d or mamba2.", show_default="mamba"),
+]
+DirectionsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--directions", help="How they read the voxels: forward, both or axes (both ways each).", show_default="forward"
+    ),
+]
 FoldOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -122,6 +132,8 @@ def train(
     workspace: WorkspaceArgument,
     configuration: ConfigurationOption = "3d_fullres",
     model: ModelOption = "umamba-bot",
+    mixer: MixerOption = None,
+    directions: DirectionsOption = None,
     fold: FoldOption = None,
     tag: TagOption = "",
     restart: RestartOption = False,
@@ -159,6 +171,8 @@ def train(
         workspace=open_workspace(workspace),
         configuration=configuration,
         model=model,
+        mixer=mixer,
+        scan_directions=directions,
         tag=tag,
         chosen=SettingsChosen(
             epochs=epochs,

@@ -17,6 +17,7 @@ LEVEL = 0.05
 
 WITHOUT_MAMBA = "umamba-none"
 WITH_MAMBA = ("umamba-bot", "umamba-enc")
+"""Variants too, such as `umamba-bot+s4d`."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,8 @@ def mamba_verdict(metric: str, pairs: Sequence[PairDifference]) -> str | None:
     pairs = [
         pair
         for pair in pairs
-        if WITHOUT_MAMBA in (pair.first, pair.second) and {pair.first, pair.second} & {*WITH_MAMBA}
+        if WITHOUT_MAMBA in (pair.first, pair.second)
+        and {name.partition("+")[0] for name in (pair.first, pair.second)} & {*WITH_MAMBA}
     ]
     if not pairs:
         return None

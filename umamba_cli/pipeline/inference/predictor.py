@@ -57,7 +57,9 @@ class Predictor:
     def __repr__(self) -> str:
         """Short: networks and plans would fill pages."""
         record, folds = self.record, ", ".join(self.weights)
-        return f"Predictor({record.model} in {record.configuration}, folds {folds}, on {self.compute.device_name})"
+        return (
+            f"Predictor({record.variant.title} in {record.configuration}, folds {folds}, on {self.compute.device_name})"
+        )
 
     @classmethod
     def load(
@@ -144,7 +146,7 @@ class Predictor:
         Apart from the last digits, which devices and precisions have of their own.
         """
         return {
-            "model": self.record.model,
+            "model": self.record.variant.title,
             "configuration": self.record.configuration,
             "dataset": self.record.plans.dataset_name,
             "weights": dict(self.weights),

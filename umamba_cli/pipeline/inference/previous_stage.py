@@ -101,7 +101,7 @@ def require_same_images(record: RunRecord, previous: RunRecord, source: str) -> 
     if seen(record) != seen(previous):
         raise InputError(
             f"{source} was trained with other labels, other channels or another axis order than "
-            f"{record.configuration} of {record.model}",
+            f"{record.configuration} of {record.variant.title}",
             next_step=f"train both on the same dataset and plans, {previous.configuration} first, with --restart",
         )
 
@@ -110,6 +110,6 @@ def train_command(workspace: Path, record: RunRecord, folds: Sequence[int | str]
     """The command that trains folds of the previous stage of a cascade, for a message; finished ones are kept."""
     numbers = sorted(int(fold) for fold in folds if fold != "all")
     which = "all" if not numbers else str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]}-{numbers[-1]}"
-    tag = f" --tag {record.tag}" if record.tag else ""
+    tag = f" --tag {record.tag}" if record.tag != record.variant.tag else ""
     stage = record.network_configuration.previous_stage
-    return f"`umamba train {workspace} -c {stage} -m {record.model} -f {which}{tag}`"
+    return f"`umamba train {workspace} -c {stage} -m {record.variant.title} -f {which}{tag}`"

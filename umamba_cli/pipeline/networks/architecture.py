@@ -187,6 +187,29 @@ class Architecture:
         return cls(**{name: _tuples(value) for name, value in content.items()})
 
 
+@dataclass(frozen=True)
+class ModelVariant:
+    """A model with the choice of its state space layers, written `umamba-bot+s4d-both`."""
+
+    model: str
+    """Registered name."""
+
+    mixer: Mixer = "mamba"
+    scan_directions: ScanDirections = "forward"
+
+    @property
+    def tag(self) -> str:
+        """What is not as published: `s4d`, `both`, `s4d-both`; "" where all is."""
+        mixer = self.mixer if self.mixer != "mamba" else ""
+        directions = self.scan_directions if self.scan_directions != "forward" else ""
+        return "-".join(part for part in (mixer, directions) if part)
+
+    @property
+    def title(self) -> str:
+        """`umamba-bot`, `umamba-bot+s4d`."""
+        return f"{self.model}+{self.tag}" if self.tag else self.model
+
+
 def divisor_of(strides: Sequence[Axes]) -> Axes:
     """What the size of an input must be a multiple of, by axis, to be made smaller by the strides of all stages."""
     return tuple(math.prod(along) for along in zip(*strides, strict=True))

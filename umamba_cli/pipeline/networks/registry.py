@@ -10,16 +10,23 @@ where `build_my_model(plan: NetworkPlan) -> torch.nn.Module`; or, within a proce
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from torch import nn
 
 from umamba_cli.pipeline.errors import InputError
-from umamba_cli.pipeline.networks.architecture import Architecture, Axes, Mixer, ScanDirections, divisor_of
+from umamba_cli.pipeline.networks.architecture import (
+    Architecture,
+    Axes,
+    Mixer,
+    ModelVariant,
+    ScanDirections,
+    divisor_of,
+)
 from umamba_cli.pipeline.networks.unet import UNet
 
 ENTRY_POINTS = "umamba.models"
@@ -109,6 +116,8 @@ class Model:
 
 _MODULE_OF_EXTRA = {"monai": "monai"}
 
+_CHOICES: Mapping[str, tuple[str, ...]] = {"mixer": get_args(Mixer), "scan_directions": get_args(ScanDirections)}
+
 _MODELS: dict[str, Model] = {}
 
 
@@ -135,6 +144,38 @@ def find_model(name: str) -> Model:
     if name not in models:
         raise InputError(f"there is no model {name!r}", next_step=f"choose one of {', '.join(sorted(models))}")
     return models[name]
+
+
+def find_variant(text: str, mixer: str | None = None, scan_directions: str | None = None) -> ModelVariant:
+    """A model with the choice of its layers.
+
+    Args:
+        text: as `ModelVariant.title` writes it; the name of a model alone is the model as published.
+        mixer: in place of what the text says; None keeps that.
+        scan_directions: the same.
+
+    Raises:
+        InputError: there is no such model or choice, or the model has no layers to choose.
+    """
+    name, _, choices = (text, "", "") if text in available_models() else text.partition("+")  # unet++ is a name
+    model = find_model(name)
+    chosen: dict[str, Any] = {}
+    for choice in choices.split("-") if name != text else []:
+        kind = next((kind for kind, known in _CHOICES.items() if choice in known), None)
+        if kind is None or kind in chosen:
+            known = " and ".join(", ".join(each) for each in _CHOICES.values())
+            raise InputError(f"there is no model {text!r}", next_step=f"write NAME, or NAME+CHOICES, of {known}")
+        chosen[kind] = choice
+    for kind, given in (("mixer", mixer), ("scan_directions", scan_directions)):
+        if given is not None and given not in _CHOICES[kind]:
+            what = kind.replace("_", " ")
+            raise InputError(f"there is no {what} {given!r}", next_step=f"choose {', '.join(_CHOICES[kind])}")
+        chosen |= {kind: given} if given is not None else {}
+    variant = ModelVariant(name, **chosen)
+    if variant.tag and not model.has_mixer:
+        some = ", ".join(sorted(name for name, model in available_models().items() if model.has_mixer))
+        raise InputError(f"{name} has no state space layers to choose", next_step=f"choose one of {some} for that")
+    return variant
 
 
 def build_network(name: str, plan: NetworkPlan) -> nn.Module:

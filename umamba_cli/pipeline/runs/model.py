@@ -60,4 +60,4 @@ def choose_runs(model: Path, folds: Sequence[int | str]) -> list[Run]:
 
 def made_of(record: RunRecord) -> tuple[object, ...]:
     """What folds to be averaged must have in common."""
-    return record.model, record.configuration, record.architecture, record.plans
+    return record.variant, record.configuration, record.architecture, record.plans

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -96,6 +97,12 @@ def compile_scan(
         on_progress(Progress("compile", 1, 1, step="done"))
 
 
+def recorded_plan(record: RunRecord, class_frequencies: tuple[float, ...] = ()) -> NetworkPlan:
+    """What the network of a training is built for; `class_frequencies` as for `network_plan`."""
+    plan = network_plan(record.network_configuration, record.dataset, class_frequencies)
+    return replace(plan, mixer=record.mixer, scan_directions=record.scan_directions)
+
+
 def recorded_network(record: RunRecord) -> nn.Module:
     """The network of a finished training, for its weights to be loaded into.
 
@@ -104,4 +111,4 @@ def recorded_network(record: RunRecord) -> nn.Module:
     """
     if record.architecture is not None:
         return UNet(record.architecture)
-    return new_network(record.model, record.network_configuration, record.dataset)
+    return build_network(record.model, recorded_plan(record))

@@ -14,7 +14,7 @@ from umamba_cli.pipeline.data.dataset import DatasetDescription
 from umamba_cli.pipeline.data.files import read_model, write_json
 from umamba_cli.pipeline.data.workspace import Run
 from umamba_cli.pipeline.errors import InputError
-from umamba_cli.pipeline.networks.architecture import Architecture
+from umamba_cli.pipeline.networks.architecture import Architecture, Mixer, ModelVariant, ScanDirections
 from umamba_cli.pipeline.planning.plans import Configuration, Plans
 
 RUN_FORMAT = 1
@@ -52,6 +52,12 @@ class RunRecord(pydantic.BaseModel):
     architecture: Annotated[Architecture | None, pydantic.WrapValidator(_strictly)] = None
     """The network, where it is another than model and plans make: released ones differ in named fields."""
 
+    mixer: Mixer = "mamba"
+    """What mixes the tokens in the model's state space layers, where it has some; see `networks.architecture`."""
+
+    scan_directions: ScanDirections = "forward"
+    """The order in which they read the voxels."""
+
     settings: dict[str, Any]
     """The training's settings, see `training.settings.TrainingSettings`."""
 
@@ -75,6 +81,11 @@ class RunRecord(pydantic.BaseModel):
     started: str = ""
     dataset: DatasetDescription
     plans: Plans
+
+    @property
+    def variant(self) -> ModelVariant:
+        """The model with the choice of its layers."""
+        return ModelVariant(self.model, self.mixer, self.scan_directions)
 
     @property
     def network_configuration(self) -> Configuration:

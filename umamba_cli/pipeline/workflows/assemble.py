@@ -24,7 +24,7 @@ from umamba_cli.pipeline.reporting.validation_patch import draw_validation_patch
 from umamba_cli.pipeline.resources import usable_cores
 from umamba_cli.pipeline.runs.lock import RunLock
 from umamba_cli.pipeline.runs.log import EpochLog
-from umamba_cli.pipeline.runs.network import network_plan, previous_labels
+from umamba_cli.pipeline.runs.network import previous_labels, recorded_plan
 from umamba_cli.pipeline.runs.record import RunRecord
 from umamba_cli.pipeline.training.augmentation import Augmentation, AugmentationPlan, BatchedAugmentation, with_previous
 from umamba_cli.pipeline.training.distributed import World
@@ -69,11 +69,6 @@ class Surroundings:
     on_progress: OnProgress = ignore_progress
 
 
-def plan_of(record: RunRecord, class_frequencies: tuple[float, ...] = ()) -> NetworkPlan:
-    """What any network of a run is built for."""
-    return network_plan(record.network_configuration, record.dataset, class_frequencies)
-
-
 def seeded_network(record: RunRecord, settings: TrainingSettings, store: Store, parts: TrainingParts) -> nn.Module:
     """The network of a run, freshly initialised by its seed.
 
@@ -84,7 +79,7 @@ def seeded_network(record: RunRecord, settings: TrainingSettings, store: Store, 
     build = parts.network or find_model(record.model).build
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(settings.seed)
-        network = build(plan_of(record, store.class_frequencies(record.train_cases)))
+        network = build(recorded_plan(record, store.class_frequencies(record.train_cases)))
     if settings.checkpointing:
         if not isinstance(network, UNet) and not hasattr(network, "checkpointing"):
             raise WorkError(
@@ -178,7 +173,7 @@ def new_loop(
     return TrainingLoop(
         run=run,
         network=network,
-        plan=plan_of(record),
+        plan=recorded_plan(record),
         settings=settings,
         maker=maker,
         output_names=tuple(record.dataset.targets.values()),

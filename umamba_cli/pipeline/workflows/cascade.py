@@ -217,8 +217,8 @@ def _not_trained(workspace: Workspace, record: RunRecord, cases: Sequence[str]) 
     if nowhere:
         details.append(f"no fold holds out: {_some(nowhere)}")
     return InputError(
-        f"{record.configuration} of {record.model} needs what {stage} finds in each case, predicted by a fold that "
-        f"held it out; for {len(cases)} of {len(record.train_cases) + len(record.val_cases)} cases there is none",
+        f"{record.configuration} of {record.variant.title} needs what {stage} finds in each case, predicted by a fold "
+        f"that held it out; for {len(cases)} of {len(record.train_cases) + len(record.val_cases)} cases there is none",
         details=details,
         next_step=_how_to_train(workspace, record, runs, everywhere=not nowhere),
     )

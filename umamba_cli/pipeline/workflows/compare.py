@@ -13,14 +13,14 @@ from typing import Any
 import umamba_cli
 from umamba_cli.pipeline.data.files import write_json, write_text
 from umamba_cli.pipeline.data.splits import Fold, choose_fold, groups_of, read_folds
-from umamba_cli.pipeline.data.workspace import Workspace
+from umamba_cli.pipeline.data.workspace import Run, Workspace
 from umamba_cli.pipeline.errors import InputError
 from umamba_cli.pipeline.evaluation.case import CaseMetrics, Task
 from umamba_cli.pipeline.evaluation.comparison import MARGIN, Comparison, compare_trainings
 from umamba_cli.pipeline.evaluation.evaluate import find_label_maps
 from umamba_cli.pipeline.evaluation.metrics import SCORES
 from umamba_cli.pipeline.evaluation.task import task_of
-from umamba_cli.pipeline.networks.registry import find_model
+from umamba_cli.pipeline.networks.registry import find_variant
 from umamba_cli.pipeline.planning.plans import read_plans
 from umamba_cli.pipeline.progress import OnProgress, Progress, ignore_progress
 from umamba_cli.pipeline.reporting.html_report import Table
@@ -46,12 +46,15 @@ class ComparisonJob:
 
     workspace: Workspace
     models: tuple[str, ...] = MODELS
+    """Registered names, or variants of them such as `umamba-bot+s4d`."""
+
     configuration: str = "3d_fullres"
     folds: tuple[int, ...] = ()
     """None means all of splits.json."""
 
     seeds: int = 1
-    """Trainings of each model and fold, with seeds 0, 1, ...; those after the first have the tag `seed-1`, ..."""
+    """Trainings of each model and fold, with seeds 0, 1, ...; those after the first have the tag `seed-1`, ..., of a
+    variant `s4d-seed-1`."""
 
     chosen: SettingsChosen = field(default_factory=SettingsChosen)
     device: str = "auto"
@@ -143,6 +146,7 @@ def compare_models(
         InputError: the workspace is not ready, an option is wrong, or trainings differ in more than model and seed.
         Stopped, WorkError: see `train_fold`; the result so far is written.
     """
+    job = replace(job, models=tuple(find_variant(model).title for model in job.models))
     _refuse_contradictions(job)
     splits = read_folds(job.workspace.splits_file)
     job = replace(job, folds=tuple(job.folds or range(len(splits))))
@@ -217,7 +221,7 @@ class _Comparing:
         self.busy: dict[str, str] = {}
         # What can be compared soonest is trained first: all models with one seed, then the next seed.
         self.places = [
-            Place(model, seed, fold, job.workspace.run(model, job.configuration, fold, _tag(seed)))
+            Place(model, seed, fold, _run(job, model, seed, fold))
             for seed in range(job.seeds)
             for fold in job.folds
             for model in job.models
@@ -255,14 +259,17 @@ class _Comparing:
         return regime
 
 
-def _tag(seed: int) -> str:
-    """The first training has none, so that one that was there before is taken."""
-    return f"seed-{seed}" if seed else ""
+def _run(job: ComparisonJob, model: str, seed: int, fold: int) -> Run:
+    variant = find_variant(model)
+    return job.workspace.run(variant.model, job.configuration, fold, _tag(model, seed))
+
+
+def _tag(model: str, seed: int) -> str:
+    """The first training has that of its variant alone, so that one that was there before is taken."""
+    return "-".join(part for part in (find_variant(model).tag, f"seed-{seed}" if seed else "") if part)
 
 
 def _refuse_contradictions(job: ComparisonJob) -> None:
-    for model in job.models:
-        find_model(model)
     read_plans(job.workspace.plans_file).configuration(job.configuration)
     if doubled := sorted({model for model in job.models if job.models.count(model) > 1}):
         raise InputError(f"{', '.join(doubled)} is named twice", next_step="name each model once")
@@ -304,7 +311,7 @@ def _training(job: ComparisonJob, place: Place, chosen: SettingsChosen) -> Train
         configuration=job.configuration,
         model=place.model,
         fold=place.fold,
-        tag=_tag(place.seed),
+        tag=_tag(place.model, place.seed),
         chosen=replace(chosen, seed=None if place.run.configuration_file.is_file() else place.seed),
         device=job.device,
         workers=job.workers,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,7 +13,8 @@ from umamba_cli.pipeline.data.workspace import Workspace
 from umamba_cli.pipeline.devices import Compute, choose_compute, free_device_bytes
 from umamba_cli.pipeline.errors import UmambaError, WorkError
 from umamba_cli.pipeline.geometry import Shape
-from umamba_cli.pipeline.networks.registry import Model, NetworkPlan, available_models
+from umamba_cli.pipeline.networks.costs import multiply_adds
+from umamba_cli.pipeline.networks.registry import Model, NetworkPlan, available_models, find_model, find_variant
 from umamba_cli.pipeline.networks.scan import choose_backend
 from umamba_cli.pipeline.networks.unet import count_parameters
 from umamba_cli.pipeline.planning.plans import read_plans
@@ -37,8 +38,14 @@ class ModelNeeds:
     memory: TrainingMemory | None
     """None where it cannot be counted."""
 
+    multiply_adds: int | None = None
+    """Of predicting one patch, see `networks.costs`; None where they cannot be counted."""
+
     problem: str = ""
     """Why something is None."""
+
+    needs: str = ""
+    """What must be installed beside umamba itself; "" for nothing."""
 
     def to_json(self) -> dict[str, Any]:
         """A dictionary for a JSON file."""
@@ -76,6 +83,7 @@ def survey_models(
     workspace: Workspace,
     configuration: str,
     *,
+    models: Sequence[str] = (),
     batch_size: int | None = None,
     device: str = "auto",
     precision: str = "auto",
@@ -86,6 +94,7 @@ def survey_models(
     Args:
         workspace: has the plans and the dataset.
         configuration: of the plans.
+        models: names, or variants such as `umamba-bot+s4d`; none: all that are registered.
         batch_size: patches a step; None takes the plans'.
         device: see `choose_compute`.
         precision: see `choose_compute`.
@@ -101,13 +110,15 @@ def survey_models(
     settings = settings_from_plans(plans, chosen, SettingsChosen(batch_size=batch_size))
     compute = choose_compute(device, precision)
     choose_backend(compute.device.type)  # a wrong UMAMBA_SCAN is refused here, not in a row
-    models = available_models()
+    variants = [find_variant(name) for name in models or sorted(available_models())]
     loss = loss_for(description, batch_dice=chosen.batch_dice)
     needs: list[ModelNeeds] = []
-    for name in sorted(models):
-        on_progress(Progress("count", len(needs), len(models)))
-        needs.append(model_needs(models[name], plan, settings, compute, loss=loss))
-    on_progress(Progress("count", len(needs), len(models), step=f"{len(needs)} models"))
+    for variant in variants:
+        on_progress(Progress("count", len(needs), len(variants)))
+        of_variant = replace(plan, mixer=variant.mixer, scan_directions=variant.scan_directions)
+        counted = model_needs(find_model(variant.model), of_variant, settings, compute, loss=loss)
+        needs.append(replace(counted, name=variant.title))
+    on_progress(Progress("count", len(needs), len(variants), step=f"{len(needs)} models"))
     return ModelSurvey(
         configuration=configuration,
         patch_size=chosen.patch_size,
@@ -124,20 +135,29 @@ def model_needs(
     """Build a model's network and count; what fails is noted, not raised."""
 
     def count(build: Callable[[], nn.Module]) -> ModelNeeds:
-        parameters = None
+        needs = f"umamba[{model.extra}]" if model.extra else ""
+        found = ModelNeeds(model.name, model.description, None, None, needs=needs)
         try:
             network = build()
-            parameters = count_parameters(network)
+            found = replace(found, parameters=count_parameters(network), multiply_adds=_multiply_adds(network, plan))
             if settings.checkpointing and hasattr(network, "checkpointing"):
                 network.checkpointing = True  # type: ignore[assignment]
-            memory = training_memory(network, plan, settings, compute, loss=loss)
+            return replace(found, memory=training_memory(network, plan, settings, compute, loss=loss))
         except UmambaError as error:
-            return ModelNeeds(model.name, model.description, parameters, None, error.problem)
-        return ModelNeeds(model.name, model.description, parameters, memory)
+            return replace(found, problem=error.problem)
 
     # On the meta device a network costs neither time nor memory, but some look at values while they are built.
     needs = count(lambda: _build(model, plan, "meta"))
     return needs if needs.memory else count(lambda: _build(model, plan, "cpu"))
+
+
+def _multiply_adds(network: nn.Module, plan: NetworkPlan) -> int | None:
+    try:
+        return multiply_adds(network, (1, plan.input_channels, *plan.patch_size))
+    except UmambaError:
+        raise
+    except Exception:  # a network that cannot run without data; counting its memory says so
+        return None
 
 
 def _build(model: Model, plan: NetworkPlan, device: str) -> nn.Module:

@@ -10,13 +10,13 @@ from umamba_cli.pipeline.devices import free_device_bytes, lower_precisions, use
 from umamba_cli.pipeline.networks.registry import find_model
 from umamba_cli.pipeline.runs.lock import holder
 from umamba_cli.pipeline.runs.log import read_log
-from umamba_cli.pipeline.runs.network import compile_scan
+from umamba_cli.pipeline.runs.network import compile_scan, recorded_plan
 from umamba_cli.pipeline.training.distributed import World
 from umamba_cli.pipeline.training.fitting import memory_error
 from umamba_cli.pipeline.training.losses import SegmentationLoss, loss_for
 from umamba_cli.pipeline.training.settings import TrainingSettings
 from umamba_cli.pipeline.training.trial import empty_batch, time_steps
-from umamba_cli.pipeline.workflows.assemble import Surroundings, TrainingParts, compute_threads, new_loop, plan_of
+from umamba_cli.pipeline.workflows.assemble import Surroundings, TrainingParts, compute_threads, new_loop
 from umamba_cli.pipeline.workflows.models import ModelNeeds, model_needs
 from umamba_cli.pipeline.workflows.train import PreparedTraining, TrainingJob, prepare_training
 
@@ -114,7 +114,8 @@ def preview_training(job: TrainingJob, *, processes: int = 1, time_it: bool = Tr
     share = replace(settings, batch_size=-(-settings.batch_size // processes))  # the largest part of a batch
     busy = holder(training.run)
     loss = loss_for(record.dataset, batch_dice=record.network_configuration.batch_dice)
-    needs = model_needs(find_model(record.model), plan_of(record), share, compute, loss=loss)
+    needs = model_needs(find_model(record.model), recorded_plan(record), share, compute, loss=loss)
+    needs = replace(needs, name=record.variant.title)
     free = free_device_bytes(compute.device)
     seconds: float | None = None
     would_fit: tuple[str, ...] = ()
@@ -143,7 +144,7 @@ def _would_fit(
     assert training.network is not None
     error = memory_error(
         training.network,
-        plan_of(training.record),
+        recorded_plan(training.record),
         settings,
         training.compute,
         free_bytes,

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 _SEPARATOR = "__"
-_SEED = re.compile(r"seed-[0-9]+")  # the tag of a training repeated with another seed, see `workflows.compare`
+_SEED = re.compile(r"(?:(.+)-)?seed-[0-9]+")  # the tag of a repeated training, see `workflows.compare`
 
 
 @dataclass(frozen=True)
@@ -55,4 +55,5 @@ def _title(name: str, *, with_configuration: bool) -> str:
 def _first_of(name: str) -> str | None:
     """The folder of the same model with its first seed; None where this is no repetition."""
     *parts, tag = name.split(_SEPARATOR)
-    return _SEPARATOR.join(parts) if len(parts) > 1 and _SEED.fullmatch(tag) else None
+    found = _SEED.fullmatch(tag) if len(parts) > 1 else None
+    return _SEPARATOR.join([*parts, *filter(None, found.groups())]) if found else None

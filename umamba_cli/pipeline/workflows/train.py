@@ -18,7 +18,8 @@ from umamba_cli.pipeline.data.workspace import Run, Workspace, valid_tag
 from umamba_cli.pipeline.devices import Compute, choose_compute, use_threads
 from umamba_cli.pipeline.errors import InputError, Stopped
 from umamba_cli.pipeline.evaluation.results import Evaluation
-from umamba_cli.pipeline.networks.registry import find_model
+from umamba_cli.pipeline.networks.architecture import ModelVariant
+from umamba_cli.pipeline.networks.registry import find_variant
 from umamba_cli.pipeline.networks.scan import choose_backend
 from umamba_cli.pipeline.planning.plans import Plans, read_plans
 from umamba_cli.pipeline.preprocessing.dataset import require_preprocessed
@@ -61,8 +62,19 @@ class TrainingJob:
     workspace: Workspace
     configuration: str = "3d_fullres"
     model: str = "umamba-bot"
+    """A registered name, or a variant of one such as `umamba-bot+s4d`, see `find_variant`."""
+
+    mixer: str | None = None
+    """What mixes the tokens in the model's state space layers; None: what `model` says, or the training that is there.
+    """
+
+    scan_directions: str | None = None
+    """The order in which they read the voxels; None as for `mixer`."""
+
     fold: int | str = 0
     tag: str = ""
+    """Keeps the run's folder apart from others; "": the choice of layers does where there is one, as `s4d`."""
+
     chosen: SettingsChosen = field(default_factory=SettingsChosen)
     device: str = "auto"
     restart: bool = False
@@ -124,8 +136,9 @@ def prepare_training(
         InputError: the workspace is not ready, or an option is wrong or contradicts the training that is there.
     """
     parts, world = parts or TrainingParts(), world or World()
+    variant = ModelVariant(job.model)
     if parts.network is None:
-        find_model(job.model)
+        variant = find_variant(job.model, job.mixer, job.scan_directions)
     workspace = job.workspace
     plans = read_plans(workspace.plans_file)
     plans.configuration(job.configuration)
@@ -133,14 +146,14 @@ def prepare_training(
     fold = choose_fold(read_folds(workspace.splits_file), job.fold, [case.identifier for case in dataset.cases])
     device = device_of(job.device, world)
     compute = choose_compute(device, job.chosen.precision or "auto")
-    run = workspace.run(job.model, job.configuration, job.fold, valid_tag(job.tag))
+    run = workspace.run(variant.model, job.configuration, job.fold, valid_tag(job.tag) or variant.tag)
     goes_on = run.configuration_file.is_file() and not job.restart
     if goes_on:
-        record = _go_on(job, run, plans, fold)
+        record = _go_on(job, run, plans, fold, variant)
         if not run.is_finished:
             compute = choose_compute(device, TrainingSettings.from_json(record.settings).precision)
     else:
-        record = _new_record(job, plans, fold, dataset.description, compute)
+        record = _new_record(job, plans, fold, dataset.description, compute, variant)
     before = choose_previous_runs(workspace, record) if not (goes_on and run.is_finished) else {}
     if before:
         record = record.model_copy(update={"previous_runs": previous_run_names(before)})
@@ -239,9 +252,15 @@ def device_of(device: str, world: World) -> str:
     return device
 
 
-def _go_on(job: TrainingJob, run: Run, plans: Plans, fold: Fold) -> RunRecord:
+def _go_on(job: TrainingJob, run: Run, plans: Plans, fold: Fold, variant: ModelVariant) -> RunRecord:
     """The record of the training that is there, where it can go on as asked."""
     record = read_record(run)
+    is_asked = variant.tag or job.mixer or job.scan_directions
+    if is_asked and variant != record.variant:
+        raise InputError(
+            f"the training in {run.folder} is one of {record.variant.title}, not of {variant.title}",
+            next_step="start over with --restart, or keep both with another --tag",
+        )
     require_same_settings(TrainingSettings.from_json(record.settings), job.chosen, str(run.folder))
     changed = [
         what
@@ -260,15 +279,22 @@ def _go_on(job: TrainingJob, run: Run, plans: Plans, fold: Fold) -> RunRecord:
 
 
 def _new_record(
-    job: TrainingJob, plans: Plans, fold: Fold, description: DatasetDescription, compute: Compute
+    job: TrainingJob,
+    plans: Plans,
+    fold: Fold,
+    description: DatasetDescription,
+    compute: Compute,
+    variant: ModelVariant,
 ) -> RunRecord:
     configuration = plans.configuration(job.configuration)
     settings = settings_from_plans(plans, configuration, job.chosen)
     record = RunRecord(
-        model=job.model,
+        model=variant.model,
         configuration=job.configuration,
         fold=job.fold,
-        tag=job.tag,
+        tag=job.tag or variant.tag,
+        mixer=variant.mixer,
+        scan_directions=variant.scan_directions,
         settings={},
         train_cases=fold.train,
         val_cases=fold.val,

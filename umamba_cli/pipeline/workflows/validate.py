@@ -21,9 +21,10 @@ from umamba_cli.pipeline.inference.sliding_window import WindowOptions
 from umamba_cli.pipeline.preprocessing.case import CaseGeometry
 from umamba_cli.pipeline.progress import Progress
 from umamba_cli.pipeline.runs.checkpoint import read_checkpoint
+from umamba_cli.pipeline.runs.network import recorded_plan
 from umamba_cli.pipeline.runs.record import RunRecord
 from umamba_cli.pipeline.training.patches import PreviousStage
-from umamba_cli.pipeline.workflows.assemble import Surroundings, TrainingParts, plan_of
+from umamba_cli.pipeline.workflows.assemble import Surroundings, TrainingParts
 from umamba_cli.pipeline.workflows.cascade import network_input
 
 
@@ -88,7 +89,7 @@ def _target(run: Run, record: RunRecord, case: str) -> Path:
 def _predictor(run: Run, record: RunRecord, around: Surroundings, parts: TrainingParts) -> Predictor:
     if parts.network is None:
         return load_predictor(run.folder, (), around.compute, previous_stage=False)
-    network = parts.network(plan_of(record))
+    network = parts.network(recorded_plan(record))
     network.load_state_dict(dict(read_checkpoint(run.checkpoint("final")).weights))
     memory_format = channels_last(record.network_configuration.dimensions)
     network.to(around.compute.device, memory_format=memory_format)  # type: ignore[call-overload]

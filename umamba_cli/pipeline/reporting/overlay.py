@@ -34,7 +34,6 @@ _PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#F0E442", "#D55E00", "#
 
 _PANEL_INCHES = 4.2
 _DOTS_PER_INCH = 120
-_WINDOW_PERCENTILES = (0.5, 99.5)
 _LEGEND_ROW = 5
 _LONGEST_LEGEND = 15
 _GREY = "#808080"
@@ -241,17 +240,8 @@ def _all_names(label_names: Mapping[int, str], *slices: NDArray[Any]) -> dict[in
     return {**label_names, **nameless}
 
 
-def _window(pixels: NDArray[Any]) -> tuple[float, float]:
-    """The intensities shown as black and white: a few very bright pixels must not darken all others."""
-    finite = pixels[np.isfinite(pixels)]
-    if not finite.size:
-        return 0.0, 1.0
-    low, high = np.percentile(finite, _WINDOW_PERCENTILES)
-    return float(low), float(high if high > low else low + 1)
-
-
 def _draw_image(axes: Any, pixels: NDArray[Any], aspect: float) -> None:
-    low, high = _window(pixels)
+    low, high = window_of(pixels)
     axes.imshow(pixels, cmap="gray", vmin=low, vmax=high, aspect=aspect, interpolation="nearest")
     axes.set_axis_off()
 

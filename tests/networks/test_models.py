@@ -16,7 +16,7 @@ from umamba_cli.pipeline.networks.normalization import LARGEST_BATCH, InstanceNo
 from umamba_cli.pipeline.networks.registry import NetworkPlan, available_models, build_network, register_model
 from umamba_cli.pipeline.networks.unet import UNet, count_parameters
 
-MODELS = ("unet", "resenc", "umamba-none", "umamba-bot", "umamba-enc")
+MODELS = ("unet", "resenc", "umamba-none", "umamba-bot", "umamba-enc", "unet++", "attention-unet")
 
 
 def plan(dimensions: int) -> NetworkPlan:
@@ -40,7 +40,8 @@ def test_heads_have_the_sizes_of_their_resolutions(model: str, dimensions: int) 
     network = build_network(model, plan(dimensions))
     x = torch.randn(2, 2, *(16,) * dimensions)
     outputs = network(x)
-    assert [tuple(y.shape) for y in outputs] == [(2, 3, *(n,) * dimensions) for n in (16, 8)]
+    sizes = (16, 16) if model == "unet++" else (16, 8)
+    assert [tuple(y.shape) for y in outputs] == [(2, 3, *(n,) * dimensions) for n in sizes]
     assert network.eval()(x).shape == outputs[0].shape
     torch.testing.assert_close(network(x), outputs[0])
 
@@ -60,7 +61,7 @@ def test_every_parameter_has_a_gradient(model: str, dimensions: int) -> None:
     assert silent == []
 
 
-@pytest.mark.parametrize("model", ["umamba-bot", "umamba-enc"])
+@pytest.mark.parametrize("model", ["umamba-bot", "umamba-enc", "unet++", "attention-unet"])
 def test_channels_last_gives_the_same_result_and_bfloat16_a_close_one(model: str) -> None:
     torch.manual_seed(0)
     network = build_network(model, plan(3)).eval()

@@ -12,7 +12,9 @@ from umamba_cli.pipeline.data.store import Store
 from umamba_cli.pipeline.inference.sliding_window import Window, WindowOptions
 
 
-@pytest.mark.parametrize("model", ["unet", "resenc", "umamba-none", "umamba-bot", "umamba-enc"])
+@pytest.mark.parametrize(
+    "model", ["unet", "resenc", "umamba-none", "umamba-bot", "umamba-enc", "unet++", "attention-unet"]
+)
 def test_one_case_is_learnt_by_heart(model: str, tmp_path: Path) -> None:
     plan = replace(
         PLAN,

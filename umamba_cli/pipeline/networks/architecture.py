@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
 from umamba_cli.pipeline.errors import InputError
@@ -164,6 +164,11 @@ class Architecture:
         return tuple(range(last, -1, -self.mamba_every))[::-1]
 
     @property
+    def is_plain(self) -> bool:
+        """Whether it is nnU-Net's plain U-Net: nothing differs from its default."""
+        return all(field.default in (MISSING, getattr(self, field.name)) for field in fields(self))
+
+    @property
     def channel_token_voxels(self) -> dict[int, int]:
         """Voxels of the stages at which the Mamba layer takes the channels as its tokens."""
         if self.channel_tokens_for is None:
@@ -227,6 +232,16 @@ def require_multiples(size: Axes, divisor: Axes) -> None:
             f"a patch of {tuple(size)} does not fit the network, which needs multiples of {divisor}",
             next_step=f"use {fitting}, the next size that fits",
         )
+
+
+def require_plain(architecture: Architecture, model: str) -> None:
+    """Make sure that nothing is asked of a model made of plain convolutions that it would leave out.
+
+    Raises:
+        InputError: residual blocks, Mamba layers or the like are asked for.
+    """
+    if not architecture.is_plain:
+        raise _contradiction(f"{model} is made of plain convolutions, the architecture asks for more: {architecture}")
 
 
 def _as_tuple(value: int | Axes) -> Axes:

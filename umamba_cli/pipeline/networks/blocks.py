@@ -100,10 +100,12 @@ class Shortcut(nn.Module):
     channels_last feature maps on a CPU with AVX-512 (torch 2.13, oneDNN).
     """
 
-    def __init__(self, inputs: int, outputs: int, stride: Sequence[int], *, unbounded: bool = False) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, stride: Sequence[int], *, bias: bool = True, unbounded: bool = False
+    ) -> None:
         super().__init__()
         self._unbounded = unbounded
-        self.conv = convolution(inputs, outputs, (1,) * len(stride))
+        self.conv = convolution(inputs, outputs, (1,) * len(stride), bias=bias)
         self._every = (slice(None), slice(None), *(slice(None, None, step) for step in stride))
 
     def forward(self, x: Tensor) -> Tensor:

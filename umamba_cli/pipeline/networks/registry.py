@@ -10,7 +10,7 @@ where `build_my_model(plan: NetworkPlan) -> torch.nn.Module`; or, within a proce
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
@@ -27,7 +27,9 @@ from umamba_cli.pipeline.networks.architecture import (
     ScanDirections,
     divisor_of,
 )
+from umamba_cli.pipeline.networks.attention_unet import AttentionUNet
 from umamba_cli.pipeline.networks.unet import UNet
+from umamba_cli.pipeline.networks.unet_plus_plus import UNetPlusPlus
 
 ENTRY_POINTS = "umamba.models"
 
@@ -196,26 +198,31 @@ def _from_entry_point(point: EntryPoint) -> Model:
     return Model(point.name, build, f"from {point.value}")
 
 
+def _architecture(plan: NetworkPlan, **what_sets_the_model_apart: Any) -> Architecture:
+    return Architecture(
+        input_channels=plan.input_channels,
+        outputs=plan.outputs,
+        features_per_stage=plan.features_per_stage,
+        strides=plan.strides,
+        kernel_sizes=plan.kernel_sizes,
+        **what_sets_the_model_apart,
+    )
+
+
 def _u_net(plan: NetworkPlan, **what_sets_the_model_apart: Any) -> nn.Module:
-    return UNet(
-        Architecture(
-            input_channels=plan.input_channels,
-            outputs=plan.outputs,
-            features_per_stage=plan.features_per_stage,
-            strides=plan.strides,
-            kernel_sizes=plan.kernel_sizes,
-            **what_sets_the_model_apart,
-        ),
-        plan.class_frequencies,
-    )
+    return UNet(_architecture(plan, **what_sets_the_model_apart), plan.class_frequencies)
 
 
-def _unet(plan: NetworkPlan) -> nn.Module:
-    return _u_net(
-        plan,
-        blocks_per_stage=plan.convolutions_per_stage,
-        blocks_per_stage_decoder=plan.convolutions_per_stage_decoder,
-    )
+def _plain(network: Callable[[Architecture, Sequence[float]], nn.Module]) -> Builder:
+    def build(plan: NetworkPlan) -> nn.Module:
+        architecture = _architecture(
+            plan,
+            blocks_per_stage=plan.convolutions_per_stage,
+            blocks_per_stage_decoder=plan.convolutions_per_stage_decoder,
+        )
+        return network(architecture, plan.class_frequencies)
+
+    return build
 
 
 def _resenc(plan: NetworkPlan) -> nn.Module:
@@ -246,7 +253,7 @@ def _umamba(mamba: Literal["none", "bottleneck", "encoder"]) -> Builder:
     return build
 
 
-register_model("unet", _unet, "nnU-Net's U-Net (Isensee et al. 2021)")
+register_model("unet", _plain(UNet), "nnU-Net's U-Net (Isensee et al. 2021)")
 register_model("resenc", _resenc, "nnU-Net's U-Net with a residual encoder (Isensee et al. 2024)")
 register_model("umamba-none", _umamba("none"), "U-Mamba's residual U-Net without Mamba, the baseline")
 register_model(
@@ -261,3 +268,5 @@ register_model(
     "U-Mamba with a Mamba layer in every stage of the encoder (Ma et al. 2024)",
     has_mixer=True,
 )
+register_model("unet++", _plain(UNetPlusPlus), "U-Net with nested, dense skips (Zhou et al. 2018)")
+register_model("attention-unet", _plain(AttentionUNet), "U-Net with attention gates on its skips (Oktay et al. 2018)")

@@ -100,12 +100,15 @@ class UNet(nn.Module):
     """In training, keep the maps between stages and Mamba layers alone, and compute those inside them anew for the
     gradients: the same results, less memory, more time."""
 
+    decoder_stage: type[DecoderStage] = DecoderStage
+    """What the decoder is made of, for networks that differ in it alone."""
+
     def __init__(self, architecture: Architecture, class_frequencies: Sequence[float] = ()) -> None:
         super().__init__()
         self.architecture = architecture
         self.encoder = Encoder(architecture)
         stages = range(len(architecture.features_per_stage) - 1)
-        self.decoder = nn.ModuleList(DecoderStage(architecture, i) for i in stages)
+        self.decoder = nn.ModuleList(self.decoder_stage(architecture, i) for i in stages)
         self.heads = new_heads(architecture.features_per_stage[:-1], architecture.outputs, architecture.dimensions)
         self.apply(initialise)
         if architecture.shortcut == "pooling":  # as nnU-Net's residual encoder

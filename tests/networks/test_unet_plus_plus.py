@@ -79,10 +79,12 @@ def test_every_node_gets_its_row_so_far_and_the_map_below_to_its_left() -> None:
     network = network_of(FLAT)
     assert set(named(network)) == NODES
     logits, inputs, outputs = recorded(network, image(8, 8))
-    for name in NODES:
+    for name, node in named(network).items():
         i, j = map(int, name)
         expected = [*(f"{i}{k}" for k in range(j)), f"{i + 1}{j - 1}"]  # equation 1
         assert [next(n for n, y in outputs.items() if y is x) for x in inputs[name]] == expected
+        *skips, below = inputs[name]
+        torch.testing.assert_close(outputs[name], node.blocks(torch.cat((*skips, node.upsample(below)), dim=1)))
     assert len(logits) == 3
     for y, head, j in zip(logits, network.heads, (3, 2, 1), strict=True):
         torch.testing.assert_close(y, head(outputs[f"0{j}"]))

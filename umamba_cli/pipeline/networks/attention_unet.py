@@ -49,8 +49,7 @@ class AttentionGate(nn.Module):
 
     def forward(self, skip: Tensor, gating: Tensor) -> Tensor:
         """(B, channels, ...) and (B, gating_channels, ... / stride) to (B, channels, ...)."""
-        # Autocast resamples in float32, in which the skip shall not go on.
-        return skip * self.coefficients(skip, gating).to(skip.dtype)
+        return skip * self.coefficients(skip, gating)
 
 
 class GatedDecoderStage(DecoderStage):

@@ -63,13 +63,13 @@ def test_the_file_and_the_table_beside_it(umamba: Umamba, folder: Path) -> None:
 def test_missing_predictions_are_named_and_what_they_do_to_the_mean(umamba: Umamba, folder: Path) -> None:
     done = umamba("evaluate", folder / "p", folder / "r", "-j", 1)
     assert done.code == 0
-    assert "warning: 1 references have no prediction: c" in done.err
-    assert "they count as Dice 0; the mean Dice of the other 2 cases is 0.875" in done.out
+    assert "warning: 1 reference is without a prediction: c" in done.err
+    assert "1 case is without a prediction and counted with Dice 0; the mean Dice of the other 2 is 0.875" in done.out
     assert "c (missing)" in done.out
     left_out = umamba("evaluate", folder / "p", folder / "r", "-j", 1, "--only-predicted")
     assert "c (missing)" not in left_out.out
-    assert "warning: 1 references have no prediction: c" in left_out.err
-    assert "count as Dice 0" not in left_out.out
+    assert "warning: 1 reference is without a prediction: c" in left_out.err
+    assert "counted with Dice 0" not in left_out.out
 
 
 def test_tolerances_for_all_and_for_one_label(umamba: Umamba, folder: Path) -> None:

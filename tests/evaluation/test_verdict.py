@@ -7,7 +7,7 @@ import pytest
 from simulated_scores import ONE, simulated, training
 
 from umamba_cli.pipeline.evaluation.comparison import compare_trainings
-from umamba_cli.pipeline.evaluation.comparison_results import Comparison
+from umamba_cli.pipeline.evaluation.comparison_results import ComparedScores, Comparison, Training
 
 
 def of_gains(gains: Mapping[str, float], seeds: int = 2, offset: float = 0.001) -> Comparison:
@@ -19,7 +19,7 @@ def test_verdict_where_no_difference_is_shown() -> None:
     comparison = of_gains({"unet": 0, "umamba-none": 0, "umamba-bot": 0, "umamba-enc": 0}, offset=0.01)
     assert comparison.verdict == (
         "No difference shown in Dice between unet, umamba-none, umamba-bot and umamba-enc (40 cases, "
-        "2 trainings a fold; what differs over the cases is not more than trainings of one model differ by)."
+        "2 trainings a fold; what differs over the cases may be what trainings of one model differ by)."
     )
     assert comparison.verdicts["surface_dice"].startswith("No difference shown in surface Dice between unet")
     assert comparison.mamba_verdict == (
@@ -66,6 +66,43 @@ def test_verdict_says_what_it_rests_on() -> None:
         training("third", [*first, 0.9], 0, 0), training("other", first, 0, 1), training("third", first, 0, 1),
     ]  # fmt: skip
     assert "(12 to 24 cases, 1 to 2 trainings a fold; " in compare_trainings(mixed, ONE).verdict
+
+
+def test_the_margin_is_named_only_where_it_decides() -> None:
+    generator = np.random.default_rng(0)
+    first = list(np.linspace(0.5, 0.6, 20))
+    alike = [training("one", first), training("other", list(first + generator.normal(0, 0.02, 20)))]
+    assert compare_trainings(alike, ONE).verdict.endswith("; the spread between trainings is not known).")
+    smaller = [training("one", first), training("other", [score - 0.005 for score in first])]
+    assert "a difference below 0.01 counts as a part of it" in compare_trainings(smaller, ONE).verdict
+
+
+def test_a_range_of_one_number_is_one_number() -> None:
+    first = np.linspace(0.5, 0.6, 20)
+    trainings = [training(name, list(first + gain)) for name, gain in (("low", 0), ("a", 0.05), ("b", 0.0501))]
+    assert "a and b do better than low in Dice by 0.050 (p < 0.001)" in compare_trainings(trainings, ONE).verdict
+
+
+def test_single_labels_are_named_where_all_labels_together_show_nothing() -> None:
+    generator = np.random.default_rng(0)
+    names = {str(label): f"organ {label}" for label in range(1, 9)}
+    good = {f"c{case}": {key: scored(0.8 + 0.02 * generator.random()) for key in names} for case in range(20)}
+    worse = {case: {**labels, "3": scored(labels["3"].dice - 0.05)} for case, labels in good.items()}
+    trainings = [Training("good", 0, "", good), Training("dilated", 0, "", worse)]
+    comparison = compare_trainings(trainings, names, draws=200)
+    assert comparison.verdict.startswith("No difference shown in Dice between good and dilated")
+    assert comparison.metrics["dice"].labels_verdict is not None
+    assert comparison.metrics["dice"].labels_verdict.startswith(
+        "Of single labels, organ 3: good does better than dilated in Dice by 0.050 ("
+    )
+    assert comparison.verdicts["dice"].endswith(comparison.metrics["dice"].labels_verdict)
+    assert comparison.metrics["surface_dice"].labels_verdict is None
+    same = compare_trainings([trainings[0], Training("copy", 0, "", good)], names, draws=200)
+    assert same.metrics["dice"].labels_verdict is None
+
+
+def scored(dice: float) -> ComparedScores:
+    return ComparedScores(dice, 0.9, 1.0, {})
 
 
 def test_five_cases_are_too_few_and_six_are_not() -> None:

@@ -61,6 +61,7 @@ def test_what_is_missing_is_trained_and_all_is_compared(compared: Path) -> None:
     assert {table["title"] for table in content["tables"]} >= {"Scores", "Differences in Dice", "By label", "Cost"}
     for cost in content["costs"]:
         assert cost["parameters"] > 1000
+        assert cost["multiply_adds"] > cost["parameters"]
         assert cost["seconds_a_case"] > 0
         assert cost["seconds_a_step"] > 0
         assert cost["memory_bytes"] > 0
@@ -121,7 +122,7 @@ def test_another_seed_is_trained_in_the_same_regime(umamba: Umamba, own_comparis
     metric = read(own_comparison)["comparison"]["metrics"]["dice"]
     assert metric["models"][0]["repetitions"] == 2
     assert "1 case, 2 trainings a fold" in read(own_comparison)["verdict"]
-    assert "so far: " in done.err
+    assert "so far, it may change: " in done.err
 
 
 def test_an_evaluation_of_an_older_version_is_made_again(umamba: Umamba, own_comparison: Path) -> None:
@@ -211,6 +212,7 @@ def test_epochs_until_most_of_the_final_dice() -> None:
     assert epochs_to_learn([0.5, *[0.9] * 17, 0.9, 0.2]) == 2
     assert epochs_to_learn([0.8, None]) == 1
     assert math.isnan(epochs_to_learn([None, None]))
+    assert math.isnan(epochs_to_learn([0.0, 0.0, 0.0]))  # nothing was learnt, however soon
     assert math.isnan(epochs_to_learn([]))
 
 
@@ -301,6 +303,24 @@ def test_a_prediction_that_is_missing_counts_as_nothing_found(umamba: Umamba, pr
     means = [each["comparison"]["metrics"]["dice"]["models"][1]["mean"] for each in (before, after)]
     assert means[1] == pytest.approx(means[0] * 12 / 16, abs=0.01)
     assert after["comparison"]["metrics"]["dice"]["pairs"][0]["cases"] == 16
+
+
+def test_missing_predictions_are_named_and_what_no_folder_predicts_is_left_out(
+    umamba: Umamba, predictions: Path
+) -> None:
+    for seed in (0, 1):
+        (predictions / f"seed_{seed}" / "case_00.nii.gz").unlink()
+    (predictions / "seed_1" / "case_03.nii.gz").unlink()
+    where = ("--references", predictions / "references", "-o", predictions / "out", "-j", 1)
+    named = [f"{name}={predictions}/seed_{seed}" for name, seed in (("one", 0), ("other", 1))]
+    done = umamba("compare", "--predictions", named[0], "--predictions", named[1], *where)
+    assert done.code == 0, done.err
+    assert "1 reference is left out, for no folder has a prediction: case_00" in done.err
+    assert "other, seed 0: 1 prediction is missing and counted with Dice 0: case_03" in done.err
+    content = json.loads((predictions / "out" / "comparison.json").read_text())
+    assert content["left_out"] == ["case_00"]
+    assert content["unpredicted"] == {"other, seed 0": ["case_03"]}
+    assert content["comparison"]["metrics"]["dice"]["pairs"][0]["cases"] == 15
 
 
 def test_patients_are_compared_where_they_have_several_cases(umamba: Umamba, predictions: Path) -> None:

@@ -166,12 +166,17 @@ def test_of_repeated_trainings_the_first_is_drawn(workspace: Workspace) -> None:
     add_model(workspace.folder, "unet", by=1, folds=[0])
     add_model(workspace.folder, "unet", by=2, folds=[0], tag="seed-1")
     page, result = written(workspace)
-    assert result.models == 2
+    assert result.models == 1
     labels = [each.text.strip() for each in page.of("label")]
     assert labels[:2] == ["reference", "unet"]
     assert "unet seed-1" not in labels
     assert "Of trainings repeated with other seeds the first is drawn." in text_of(page, "cases")
     assert rows(page, "unet seed-1: Dice")
+    assert "unet seed-1" not in text_of(page, "cases")
+    assert not any("unet seed-1" in row for row in rows(page, "Worst cases"))
+    plots = [each for each in page.of("svg") if "box" in each.attributes.get("aria-labelledby", "")]
+    assert plots
+    assert not any("unet seed-1" in each.text for each in plots)
 
 
 def test_best_median_and_worst_case_are_by_the_mean_over_the_models(workspace: Workspace) -> None:
@@ -315,11 +320,11 @@ def test_a_comparison_is_shown(workspace: Workspace) -> None:
     page, _ = written(workspace)
     summary = text_of(page, "summary")
     assert summary.startswith("In short No difference shown in Dice. Nor in lesions. That Mamba helps is not shown.")
-    assert "Of 2 trainings, made 2026-01-02T03:04:05+00:00." in summary
+    assert "This was compared from 2 trainings, 2026-01-02 03:04:05+00:00." in summary
     assert "not compared" not in summary
     assert rows(page, "Paired")[1] == ["unet, umamba-bot", "0.01"]
     file.write_text(json.dumps({**content, "missing": {"unet, fold 1, seed 0": "is not trained"}}))
-    assert "So far: 2 of 3 trainings" in text_of(written(workspace)[0], "summary")
+    assert "So far 2 of 3 trainings are compared" in text_of(written(workspace)[0], "summary")
     file.write_text(json.dumps({**content, "verdicts": {}}))
     assert "not compared" in text_of(written(workspace)[0], "summary")
 

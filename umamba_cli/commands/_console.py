@@ -273,6 +273,19 @@ def number(value: float | None, digits: int = 3) -> str:
     return "-" if value is None or value != value else f"{value:.{digits}f}"  # noqa: PLR0124 - NaN
 
 
+_MOST_NAMED = 5
+
+
+def there_are(count: int, what: str) -> str:
+    """`1 case is`, `2 cases are`."""
+    return f"1 {what} is" if count == 1 else f"{count} {what}s are"
+
+
+def some_of(names: Sequence[str], separator: str = ", ") -> str:
+    """The first few names in a sentence."""
+    return separator.join([*names[:_MOST_NAMED], *(["..."] if len(names) > _MOST_NAMED else [])])
+
+
 def mebibytes(size: int) -> str:
     """Bytes in MiB, as `1,234`; small ones as `0.4`."""
     size_mib = size / 1024**2

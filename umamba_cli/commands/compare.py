@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from umamba_cli.commands._console import Console
+from umamba_cli.commands._console import Console, some_of, there_are
 from umamba_cli.commands._options import (
     BatchSizeOption,
     ConfigurationOption,
@@ -25,8 +25,6 @@ from umamba_cli.commands._options import (
 
 if TYPE_CHECKING:
     from umamba_cli.pipeline.workflows.compare import ComparisonResult
-
-_MOST_NAMED = 5
 
 _HOW = "How what is missing is trained"
 _FOLDERS = "Finished predictions"
@@ -225,7 +223,7 @@ def _numbered(folds: Sequence[int | str]) -> tuple[int, ...]:
 
 def _tell_so_far(console: Console, result: ComparisonResult) -> None:
     if result.comparison:
-        console.note(f"so far: {result.comparison.verdict}")
+        console.note(f"so far, it may change: {result.comparison.verdict}")
 
 
 def _show(console: Console, result: ComparisonResult) -> None:
@@ -233,10 +231,15 @@ def _show(console: Console, result: ComparisonResult) -> None:
         console.say(f"{table.title}: {table.caption}.")
         console.table(table.columns, table.rows)
     if result.missing:
-        names = list(result.missing)
-        some = ", ".join(f"{name} {result.missing[name]}" for name in names[:_MOST_NAMED])
-        more = ", ..." if len(names) > _MOST_NAMED else ""
-        console.warn(f"{len(names)} trainings are not in this comparison: {some}{more}")
+        each = [f"{name} {why}" for name, why in result.missing.items()]
+        console.warn(f"{there_are(len(each), 'training')} not in this comparison: {some_of(each, '; ')}")
+    for title, names in result.unpredicted.items():
+        console.warn(
+            f"{title}: {there_are(len(names), 'prediction')} missing and counted with Dice 0: {some_of(names)}"
+        )
+    if result.left_out:
+        count = there_are(len(result.left_out), "reference")
+        console.warn(f"{count} left out, for no folder has a prediction: {some_of(result.left_out)}")
     if result.comparison is None:
         console.say(f"fewer than two models have results yet: {result.file}")
         return

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from umamba_cli.commands._console import Console, number, show_evaluation
+from umamba_cli.commands._console import Console, number, show_evaluation, some_of, there_are
 from umamba_cli.commands._options import (
     ClusterOption,
     JsonOption,
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from umamba_cli.pipeline.evaluation.case import Task
     from umamba_cli.pipeline.evaluation.results import Evaluation
     from umamba_cli.pipeline.shards import Shard
-
-_MOST_NAMED = 5
 
 PredictionsArgument = Annotated[Path, typer.Argument(metavar="PREDICTIONS", help="Folder of predicted label maps.")]
 ReferencesArgument = Annotated[Path, typer.Argument(metavar="REFERENCES", help="Folder of reference label maps.")]
@@ -164,16 +162,16 @@ def _show(console: Console, evaluation: Evaluation, path: Path, part: Shard | No
     mean, count = evaluation.foreground_mean, len(evaluation.cases)
     without = sum(not case.predicted for case in evaluation.cases)
     if evaluation.missing:
-        console.warn(f"{len(evaluation.missing)} references have no prediction: {_some(evaluation.missing)}")
+        missing = there_are(len(evaluation.missing), "reference")
+        console.warn(f"{missing} without a prediction: {some_of(evaluation.missing)}")
     if without:
         of_others = number(evaluation.mean_of_predicted.dice)
-        console.say(f"they count as Dice 0; the mean Dice of the other {count - without} cases is {of_others}")
+        console.say(
+            f"{there_are(without, 'case')} without a prediction and counted with Dice 0; the mean Dice of the other "
+            f"{count - without} is {of_others}"
+        )
     of_shard = f" of shard {part}" if part else ""
     interval = f" (95 % interval {number(mean.low.dice)} to {number(mean.high.dice)})" if count > 1 else ""
     console.say(f"mean Dice {number(mean.dice)}{interval} over {count} cases{of_shard}, in {path}")
     if part:
         console.say("next: when all shards are evaluated, the same command with --merge in place of --shard")
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:_MOST_NAMED]) + (", ..." if len(names) > _MOST_NAMED else "")

@@ -23,7 +23,9 @@ DescriptionOption = Annotated[
 SlicesOption = Annotated[
     int,
     typer.Option(
-        "--slices", min=1, help="Slices of each case: where labels and reference differ most, else the richest ones."
+        "--slices",
+        min=1,
+        help="Slices of each case: of as many equal parts the one where labels and reference differ most.",
     ),
 ]
 ChannelOption = Annotated[

@@ -60,7 +60,7 @@ from umamba_cli.pipeline.evaluation.statistics import (
     training_test,
     wilcoxon,
 )
-from umamba_cli.pipeline.evaluation.verdict import LEVEL, Repetitions, metric_verdict
+from umamba_cli.pipeline.evaluation.verdict import LEVEL, Repetitions, labels_verdict, metric_verdict
 
 __all__ = ["MARGIN", "METRICS", "ComparedScores", "Comparison", "Training", "compare_trainings"]
 
@@ -134,6 +134,7 @@ def _compare_metric(
         training_sd=math.sqrt(spreads[0].variance),
         degrees_of_freedom=spreads[0].degrees,
         verdict=metric_verdict(name, [table.model for table in tables], of_all, repetitions, margin),
+        labels_verdict=labels_verdict(name, {each.name: each.pairs for each in labels}) if len(labels) > 1 else None,
     )
 
 

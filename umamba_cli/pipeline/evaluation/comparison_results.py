@@ -142,6 +142,9 @@ class MetricComparison:
 
     verdict: str
 
+    labels_verdict: str | None
+    """On single labels; None where no difference is shown, or there is one label alone."""
+
 
 @dataclass(frozen=True)
 class FoundShare:
@@ -191,8 +194,11 @@ class Comparison:
 
     @property
     def verdicts(self) -> dict[str, str]:
-        """By metric, in one sentence: which models do better, or that no difference is shown."""
-        return {metric: found.verdict for metric, found in self.metrics.items()}
+        """By metric, in one sentence: which models do better, or that no difference is shown; then single labels."""
+        return {
+            metric: " ".join(text for text in (found.verdict, found.labels_verdict) if text)
+            for metric, found in self.metrics.items()
+        }
 
     @property
     def verdict(self) -> str:

@@ -76,8 +76,9 @@ def _label(text: str, names: Mapping[str, Label], description: DatasetDescriptio
         return names[text]
     value = int(text) if text.isascii() and text.isdigit() else None
     if value is None or (description is not None and value not in names.values()):
-        known = ", ".join(f"{label} {name}" for name, label in names.items()) or "values, for want of --dataset"
-        raise InputError(f"there is no label {text!r}", next_step=f"choose one of: {known}")
+        known = ", ".join(f"{label} {name}" for name, label in names.items())
+        next_step = f"choose one of: {known}" if known else "give its value, or --dataset, which knows names"
+        raise InputError(f"there is no label {text!r}", next_step=next_step)
     return value
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -57,6 +57,18 @@ def metric_verdict(
     return f"{_better(shown, metric)}{_others([pair for pair in pairs if not pair.shown])}, over {notes}."
 
 
+def labels_verdict(metric: str, labels: Mapping[str, Sequence[PairDifference]]) -> str | None:
+    """Single labels in which one model does better than another; None where there are none.
+
+    Args:
+        metric: its name in a sentence.
+        labels: the pairs of every label, by its name; judged as one table.
+    """
+    shown = {label: [pair for pair in pairs if pair.shown] for label, pairs in labels.items()}
+    found = [f"{label}: {_better(pairs, metric)}" for label, pairs in shown.items() if pairs]
+    return f"Of single labels, {'; '.join(found)}." if found else None
+
+
 def mamba_verdict(metric: str, pairs: Sequence[PairDifference]) -> str | None:
     """Whether Mamba helps: the models with it against the same network without it; None where either is missing."""
     pairs = [
@@ -101,11 +113,11 @@ def _notes(pairs: Sequence[PairDifference], repetitions: Repetitions, margin: fl
     if len(pairs) * 2 * 0.5**most >= LEVEL:  # what Wilcoxon's test gives at best, Holm-corrected
         notes.append("too few cases to show any")
     elif any(math.isnan(pair.p_trainings) for pair in pairs):
-        notes.append(
-            f"the spread between trainings is not known, and a difference below {margin:g} counts as a part of it"
-        )
+        counts = any(pair.p_adjusted < LEVEL for pair in pairs)
+        more = f", and a difference below {margin:g} counts as a part of it" if counts else ""
+        notes.append(f"the spread between trainings is not known{more}")
     elif not shown and any(p < LEVEL for p in holm([pair.p_cases for pair in pairs])):
-        notes.append("what differs over the cases is not more than trainings of one model differ by")
+        notes.append("what differs over the cases may be what trainings of one model differ by")
     return notes
 
 
@@ -139,7 +151,8 @@ def _by(pairs: Sequence[PairDifference]) -> str:
     if len(pairs) > 1:
         sizes = [abs(pair.difference) for pair in pairs]
         largest = _p_text(max(pair.p_adjusted for pair in pairs), "at most")
-        return f"{min(sizes):.3f} to {max(sizes):.3f} ({largest})"
+        smallest_to_largest = dict.fromkeys(f"{size:.3f}" for size in (min(sizes), max(sizes)))
+        return f"{' to '.join(smallest_to_largest)} ({largest})"
     (pair,) = pairs
     ends = (pair.interval.low, pair.interval.high)
     low, high = ends if pair.difference > 0 else (-ends[1], -ends[0])

@@ -88,7 +88,13 @@ class ComparisonResult:
     """Of distances, `mm` or `px`."""
 
     missing: Mapping[str, str] = field(default_factory=dict)
-    """What is not there yet, and why."""
+    """Trainings that are not there yet, and why."""
+
+    unpredicted: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Of folders of predictions: the cases that are not in them, and count as such where nothing was found."""
+
+    left_out: tuple[str, ...] = ()
+    """References that no folder has a prediction of."""
 
     costs: tuple[ModelCost, ...] = ()
     regime: Mapping[str, Any] = field(default_factory=dict)
@@ -107,6 +113,8 @@ class ComparisonResult:
             "mamba_verdict": self.comparison.mamba_verdict if self.comparison else None,
             "complete": not self.missing,
             "missing": dict(self.missing),
+            "unpredicted": dict(self.unpredicted),
+            "left_out": self.left_out,
             "trainings": self.trainings,
             "dataset": self.dataset,
             "unit": self.unit,
@@ -184,7 +192,8 @@ def compare_folders(
 
     Args:
         folders: a model's name and its folder of predictions; a name given several times is a model trained again.
-        references: folder of label maps; a case without a prediction counts as one where nothing was found.
+        references: folder of label maps. What no folder predicts is left out; a case that only some predict counts
+            as one where the others found nothing.
         output: folder of `comparison.json` and `cases.csv`.
         task: what to look for.
         margin: see `compare_trainings`.
@@ -202,13 +211,17 @@ def compare_folders(
             next_step="give several, as --predictions NAME=FOLDER --predictions OTHER=FOLDER",
         )
     task = task or Task()
-    labels = find_label_maps(references.absolute(), task.description.file_ending if task.description else None)
+    ending = task.description.file_ending if task.description else None
+    wanted = find_label_maps(references.absolute(), ending)
+    predicted = {name for _, folder in folders for name in find_label_maps(folder.absolute(), ending)}
+    left_out = tuple(name for name in wanted if name not in predicted)
+    labels = {name: path for name, path in wanted.items() if name in predicted} or wanted
     sources = [
         cases_of_folder(name, seed, folder, labels, task, workers=workers, on_progress=on_progress)
         for name, seed, folder in _numbered(folders)
     ]
     dataset = task.description.name if task.description else ""
-    return _write(_result(output, sources, dataset, margin, group_by), sources)
+    return _write(replace(_result(output, sources, dataset, margin, group_by), left_out=left_out), sources)
 
 
 class _Comparing:
@@ -360,6 +373,7 @@ def _result(
         file=output / COMPARISON_NAME,
         comparison=comparison,
         trainings=tuple(source.title for source in sources),
+        unpredicted={source.title: source.unpredicted for source in sources if source.unpredicted},
         dataset=dataset,
         unit="px" if any(case.is_picture for source in sources for case in source.cases) else "mm",
     )

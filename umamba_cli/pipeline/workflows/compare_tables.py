@@ -13,6 +13,12 @@ from umamba_cli.pipeline.workflows.costs import ModelCost
 
 _MIB = 2**20
 
+_OF_DIFFERENCES = (
+    "Paired by case; the interval is over cases alone, so that leaving out 0 is not enough. Effect: rank-biserial, "
+    "from -1 to 1. p over cases: Wilcoxon's signed-rank test. p over trainings: t-test against what trainings of one "
+    "model differ by. p in all: the larger of the two, corrected after Holm for the number of pairs"
+)
+
 
 def comparison_tables(comparison: Comparison | None, costs: Sequence[ModelCost]) -> tuple[Table, ...]:
     """All tables of a comparison: scores, differences of each metric, labels, sizes, costs."""
@@ -24,7 +30,8 @@ def _tables(comparison: Comparison) -> list[Table]:
     tables = [_scores(comparison)]
     for found in comparison.metrics.values():
         if any(not math.isnan(pair.difference) for pair in found.pairs):
-            tables.append(_differences(found.name, found.pairs))
+            is_first = len(tables) == 1
+            tables.append(_differences(found.name, found.pairs, _OF_DIFFERENCES if is_first else "As for Dice"))
     tables += [_labels(comparison)] if len(comparison.label_names) > 1 else []
     return [*tables, _sizes(comparison)] if any(size.models for size in comparison.sizes) else tables
 
@@ -46,7 +53,7 @@ def _scores(comparison: Comparison) -> Table:
     )
 
 
-def _differences(metric: str, pairs: Sequence[PairDifference]) -> Table:
+def _differences(metric: str, pairs: Sequence[PairDifference], caption: str) -> Table:
     rows = [
         (
             f"{pair.second} less {pair.first}",
@@ -64,9 +71,7 @@ def _differences(metric: str, pairs: Sequence[PairDifference]) -> Table:
         f"Differences in {metric}",
         ("pair", "difference (95 %)", "effect", "p over cases", "p over trainings", "p in all", "shown", "cases"),
         tuple(rows),
-        "Paired by case; the interval is over cases alone, so that leaving out 0 is not enough. Effect: rank-biserial, "
-        "from -1 to 1. p over cases: Wilcoxon's signed-rank test. p over trainings: t-test against what trainings of "
-        "one model differ by. p in all: the larger of the two, corrected after Holm for the number of pairs",
+        caption,
     )
 
 
@@ -107,6 +112,7 @@ def _costs(costs: Sequence[ModelCost]) -> Table:
         (
             cost.model,
             f"{cost.parameters:,}",
+            _number(cost.multiply_adds / 1e9, 2),
             _number(cost.memory_bytes / _MIB, 0),
             _number(cost.seconds_a_step),
             _number(cost.seconds_a_case),
@@ -116,11 +122,14 @@ def _costs(costs: Sequence[ModelCost]) -> Table:
     ]
     return Table(
         "Cost",
-        ("model", "parameters", "training memory MiB", "seconds a step", "seconds a case", "epochs to 95 %"),
+        (
+            *("model", "parameters", "G multiply-adds", "training memory MiB"),
+            *("seconds a step", "seconds a case", "epochs to 95 %"),
+        ),
         tuple(rows),
-        "Medians over the trainings. Memory: the most that a training had. A step: with its share of the validation. "
-        "A case: prediction with mirroring, without reading. Epochs: until the validation Dice reaches 95 % of the "
-        "final one",
+        "Medians over the trainings. Multiply-adds: of predicting one patch. Memory: of a training step, counted as "
+        "`umamba models` does. A step: with its share of the validation. A case: prediction with mirroring, without "
+        "reading. Epochs: until the validation Dice reaches 95 % of the final one",
     )
 
 

@@ -38,6 +38,11 @@ class Source:
     label_names: Mapping[str, str]
 
     @property
+    def unpredicted(self) -> tuple[str, ...]:
+        """The cases without a prediction."""
+        return tuple(case.case for case in self.cases if not case.predicted)
+
+    @property
     def title(self) -> str:
         """What the result calls it."""
         return f"{self.model}, {f'fold {self.fold}, ' if self.fold != '' else ''}seed {self.seed}"

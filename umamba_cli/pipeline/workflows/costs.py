@@ -1,4 +1,4 @@
-"""What a model costs beside how well it does: parameters, memory and time, and how soon it learns."""
+"""What a model costs beside how well it does: parameters, operations, memory, time, and how soon it learns."""
 
 from __future__ import annotations
 
@@ -17,17 +17,21 @@ from umamba_cli.pipeline.devices import choose_compute
 from umamba_cli.pipeline.errors import InputError
 from umamba_cli.pipeline.inference.export import labels_on_image_grid
 from umamba_cli.pipeline.inference.predictor import load_predictor
-from umamba_cli.pipeline.networks.unet import count_parameters
+from umamba_cli.pipeline.networks.registry import find_model
 from umamba_cli.pipeline.preprocessing.case import CaseGeometry
 from umamba_cli.pipeline.runs.log import read_log
+from umamba_cli.pipeline.runs.network import recorded_plan
 from umamba_cli.pipeline.runs.record import read_record
+from umamba_cli.pipeline.training.losses import loss_for
 from umamba_cli.pipeline.training.settings import TrainingSettings
 from umamba_cli.pipeline.workflows.cascade import network_input, predict_previous_stage
+from umamba_cli.pipeline.workflows.models import model_needs
 
 FINAL_SHARE = 0.95
 """Of the final Dice: a model that has reached it has learned most of what it will."""
 
 _TIMED_CASES = 3
+_LEARNT = 0.01
 _FINAL_EPOCHS = 0.1  # share of the epochs whose mean is the final Dice: a single epoch sees few patches
 
 
@@ -38,8 +42,11 @@ class ModelCost:
     model: str
     parameters: int
 
+    multiply_adds: float
+    """Of predicting one patch."""
+
     memory_bytes: float
-    """The most that a training had: on a GPU of its memory, on a CPU of the process."""
+    """Of a training step, counted as `umamba models` does: what one process has depends on what it did before."""
 
     seconds_a_step: float
     """An epoch's time by its steps, with its validation."""
@@ -72,17 +79,21 @@ def cost_of(model: str, runs: Sequence[Run], workspace: Workspace, device: str, 
     """
     compute = choose_compute(device)
     if known is not None and known.device == compute.device_name and not math.isnan(known.seconds_a_case):
-        parameters, seconds = known.parameters, known.seconds_a_case
+        seconds = known.seconds_a_case
     else:
-        parameters, seconds = _timed(runs[0], workspace, device)
+        seconds = _timed(runs[0], workspace, device)
     logs = [read_log(run)[0] for run in runs]
-    settings = TrainingSettings.from_json(read_record(runs[0]).settings)
+    record = read_record(runs[0])
+    settings = TrainingSettings.from_json(record.settings)
+    trained_on = choose_compute(device, settings.precision)
+    loss = loss_for(record.dataset, batch_dice=record.network_configuration.batch_dice)
+    needs = model_needs(find_model(record.model), recorded_plan(record), settings, trained_on, loss=loss)
     epochs = [entry for log in logs for entry in log]
-    memory = [max((float(entry.get("memory_bytes") or 0) for entry in log), default=math.nan) for log in logs]
     return ModelCost(
         model=model,
-        parameters=parameters,
-        memory_bytes=_median(memory),
+        parameters=needs.parameters or 0,
+        multiply_adds=math.nan if needs.multiply_adds is None else needs.multiply_adds,
+        memory_bytes=needs.memory.peak_bytes if needs.memory else math.nan,
         seconds_a_step=_median([float(entry.get("seconds") or math.nan) / settings.iterations for entry in epochs]),
         seconds_a_case=seconds,
         epochs_to_learn=_median([epochs_to_learn([entry.get("mean_dice") for entry in log]) for log in logs]),
@@ -94,13 +105,17 @@ def cost_of(model: str, runs: Sequence[Run], workspace: Workspace, device: str, 
 def epochs_to_learn(dices: Sequence[float | None], share: float = FINAL_SHARE) -> float:
     """The first epoch, from 1, whose validation Dice is a share of the final one; NaN without any.
 
-    The final one is the mean over the last tenth of the epochs.
+    The final one is the mean over the last tenth of the epochs. Below `_LEARNT` nothing was learnt, whenever that was
+    reached.
     """
     known = [dice for dice in dices if dice is not None]
     if not known:
         return math.nan
     last = [dice for dice in dices[-max(1, round(len(dices) * _FINAL_EPOCHS)) :] if dice is not None] or known[-1:]
-    wanted = share * statistics.fmean(last)
+    final = statistics.fmean(last)
+    if final < _LEARNT:
+        return math.nan
+    wanted = share * final
     return float(next(epoch for epoch, dice in enumerate(dices, start=1) if dice is not None and dice >= wanted))
 
 
@@ -122,8 +137,8 @@ def _from_json(content: Mapping[str, Any]) -> ModelCost:
     return ModelCost(**known)
 
 
-def _timed(run: Run, workspace: Workspace, device: str) -> tuple[int, float]:
-    """Parameters of a run's network, and seconds for a case: the median of some after one that does not count."""
+def _timed(run: Run, workspace: Workspace, device: str) -> float:
+    """Seconds for a case: the median of some after one that does not count."""
     record = read_record(run)
     compute = choose_compute(device, TrainingSettings.from_json(record.settings).precision)
     predictor = load_predictor(run.folder, (), compute, previous_stage=False)
@@ -138,7 +153,7 @@ def _timed(run: Run, workspace: Workspace, device: str) -> tuple[int, float]:
         geometry = CaseGeometry.from_json(case.properties["geometry"])
         labels_on_image_grid(logits, geometry, record.network_configuration, record.dataset)
         seconds.append(time.monotonic() - began)
-    return count_parameters(predictor.networks[0]), statistics.median(seconds[1:])
+    return statistics.median(seconds[1:])
 
 
 def _median(values: Sequence[float]) -> float:

@@ -53,10 +53,14 @@ def shared_settings(chosen: SettingsChosen, places: Sequence[Place], folds: Mapp
         raise InputError(
             f"the trainings differ in more than model, fold and seed from {first.name}",
             details=problems,
-            next_step="train those again with --restart, or compare in another workspace",
+            next_step="train those again with `umamba train ... --restart`, or compare in another workspace",
         )
     saved = TrainingSettings.from_json(there[first].settings)
-    require_same_settings(saved, chosen, str(first.run.folder))
+    try:
+        require_same_settings(saved, chosen, str(first.run.folder))
+    except InputError as error:
+        next_step = "leave those options out, or compare in another workspace" if error.details else error.next_step
+        raise InputError(error.problem, details=error.details, next_step=next_step) from error
     taken = {
         name: getattr(saved, name)
         for name in (each.name for each in fields(SettingsChosen))

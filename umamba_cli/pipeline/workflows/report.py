@@ -118,7 +118,7 @@ def write_report(
     write_text(path, text)
     shown = [case for case in cases if case.slices]
     left_out = (*content.notes, *(case.text for case in cases if not case.slices))
-    return WrittenReport(len(text.encode()), len(runs), len(results.models), len(shown), left_out)
+    return WrittenReport(len(text.encode()), len(runs), len(results.shown), len(shown), left_out)
 
 
 def _content(
@@ -135,8 +135,11 @@ def _content(
     lacking = [
         _why_without(models[name].title, [run for run in runs if run.run.parent.name == name]) for name in without
     ]
-    if any(model.shown.is_repetition for model in results.models):
-        lacking.append("Trainings repeated with another seed stand as models of their own, called seed-1, seed-2, ...")
+    if len(results.shown) < len(results.models):
+        lacking.append(
+            "Trainings repeated with another seed are called seed-1, seed-2, ...; tables of results have them, plots "
+            "and cases the first ones alone. What they differ by is in the comparison."
+        )
     dataset_facts, dataset_tables = _dataset_part(workspace, dataset)
     plans_facts, plans_tables = _plans_part(plans)
     return ReportContent(
@@ -200,16 +203,16 @@ def _in_short(
     states = Counter(run.state for run in runs)
     told = ": " + ", ".join(f"{count} {state}" for state, count in states.items()) if runs else ""
     lines.append(f"{_count(len(runs), 'training')}{told}.")
-    for model in results.models[:_MOST_MODELS_IN_SHORT]:
+    for model in results.shown[:_MOST_MODELS_IN_SHORT]:
         dice = cell(model.result.of_all_cases(None).dice)
         folds = "fold" if len(model.result.folds) == 1 else "folds"
         numbers = ", ".join(map(str, model.result.folds))
         lines.append(
             f"{model.title}: mean Dice {dice} of {_count(len(model.scores), 'held-back case')} ({folds} {numbers})."
         )
-    if len(results.models) > _MOST_MODELS_IN_SHORT:
-        lines.append(f"{len(results.models) - _MOST_MODELS_IN_SHORT} more models have results, see below.")
-    if len(results.models) > 1 and not comparison:
+    if len(results.shown) > _MOST_MODELS_IN_SHORT:
+        lines.append(f"{len(results.shown) - _MOST_MODELS_IN_SHORT} more models have results, see below.")
+    if len(results.shown) > 1 and not comparison:
         lines.append("These means alone do not tell whether one model does better: the models were not compared.")
     return lines
 

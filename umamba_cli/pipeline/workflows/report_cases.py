@@ -35,8 +35,8 @@ def case_view(
         most_bytes: that the slices may take.
     """
     mean = dict(results.ranked)[identifier]
-    folds = sorted({model.folds[identifier] for model in results.models if identifier in model.folds})
-    several = f" and {len(results.models)} models" if len(results.models) > 1 else ""
+    folds = sorted({model.folds[identifier] for model in results.shown if identifier in model.folds})
+    several = f" and {len(results.shown)} models" if len(results.shown) > 1 else ""
     text = f"Mean Dice over the labels{several} {cell(mean)}; held back in fold {', '.join(map(str, folds))}."
     view = CaseView(f"{what}: {identifier}", text, None, table=case_table(results, identifier))
     if dataset is None:
@@ -60,8 +60,8 @@ def _read(case: Case, results: Results, dataset: Dataset) -> tuple[ShownCase, tu
     may_be_colour = len(case.images) == 1 and is_picture(case.images[0])
     maps = {REFERENCE: read_shown_labels(REFERENCE, case.label, image.grid, dataset.description)}
     sources, lacking = [-1], []
-    for model in results.models:
-        if case.identifier not in model.folds or model.shown.is_repetition:
+    for model in results.shown:
+        if case.identifier not in model.folds:
             continue
         run = Run(model.folder / f"fold_{model.folds[case.identifier]}")
         path = run.validation / f"{case.identifier}{dataset.description.file_ending}"
@@ -70,7 +70,7 @@ def _read(case: Case, results: Results, dataset: Dataset) -> tuple[ShownCase, tu
             sources.append(model.shown.style)
         except InputError as error:
             lacking.append(f"{model.title} is not drawn: {error.problem}.")
-    if any(model.shown.is_repetition for model in results.models):
+    if len(results.shown) < len(results.models):
         lacking.append("Of trainings repeated with other seeds the first is drawn.")
     shown = ShownCase(
         image=shown_image(image, is_picture=may_be_colour, channel=None, window=None),

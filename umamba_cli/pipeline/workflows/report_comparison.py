@@ -39,8 +39,9 @@ def read_comparison(workspace: Workspace) -> tuple[ComparisonTables | None, tupl
     if not saved.verdicts:
         return None, ()
     count, missing = len(saved.trainings), len(saved.missing)
-    state = f"Of {count} trainings, made {saved.made}."
+    made = saved.made.replace("T", " ")
+    state = f"This was compared from {count} trainings, {made}."
     if missing:
-        state = f"So far: {count} of {count + missing} trainings, made {saved.made}. The verdicts may change."
+        state = f"So far {count} of {count + missing} trainings are compared, {made}; the verdicts may change."
     verdicts = (*saved.verdicts.values(), *([saved.mamba_verdict] if saved.mamba_verdict else []), state)
     return ComparisonTables(verdicts, tuple(Table(**dict(table)) for table in saved.tables)), ()

@@ -73,6 +73,8 @@ class Results:
     """The results of all models of a workspace, the models in the order of their names."""
 
     models: tuple[ModelResult, ...]
+    """Trainings repeated with other seeds among them, which tables have and nothing else."""
+
     problems: tuple[str, ...] = ()
     """Of models whose results cannot be read."""
 
@@ -82,9 +84,14 @@ class Results:
         return {key: name for model in self.models for key, name in model.result.label_names.items()}
 
     @cached_property
+    def shown(self) -> tuple[ModelResult, ...]:
+        """The models without their repetitions: what is drawn, and what cases are ranked by."""
+        return tuple(model for model in self.models if not model.shown.is_repetition)
+
+    @cached_property
     def common_cases(self) -> tuple[str, ...]:
         """The cases that all models have; of models that share none, those of any."""
-        held = [set(model.scores) for model in self.models]
+        held = [set(model.scores) for model in self.shown]
         if not held:
             return ()
         return tuple(sorted(set.intersection(*held) or set.union(*held)))
@@ -92,9 +99,7 @@ class Results:
     @cached_property
     def ranked(self) -> tuple[tuple[str, float], ...]:
         """These cases with their mean Dice over the models, worst first, those without a number left out."""
-        means = {
-            case: _mean(model.case_dice.get(case, math.nan) for model in self.models) for case in self.common_cases
-        }
+        means = {case: _mean(model.case_dice.get(case, math.nan) for model in self.shown) for case in self.common_cases}
         known = [(case, value) for case, value in means.items() if not math.isnan(value)]
         return tuple(sorted(known, key=lambda pair: (pair[1], pair[0])))
 
@@ -145,33 +150,33 @@ def worst_table(results: Results) -> Table | None:
     """The cases with the lowest mean Dice over the models; None without any."""
     if not results.ranked:
         return None
-    several = len(results.models) > 1
+    several = len(results.shown) > 1
     rows = []
     for case, mean in results.ranked[:_MOST_WORST]:
-        dices = [model.case_dice.get(case, math.nan) for model in results.models]
+        dices = [model.case_dice.get(case, math.nan) for model in results.shown]
         label, dice = _worst_label(results, case)
         means = [cell(mean)] if several else []
         rows.append((case, *means, *(cell(value) for value in dices), f"{label} ({cell(dice)})"))
-    columns = ("case", *(["mean of the models"] if several else []), *(model.title for model in results.models))
+    columns = ("case", *(["mean of the models"] if several else []), *(model.title for model in results.shown))
     shown, total = len(rows), len(results.ranked)
     which = (
         f"The {shown} worst of {total} held-back cases"
         if shown < total
         else f"All {total} held-back cases, worst first"
     )
-    caption = f"{which}{' that all models predicted' if several else ''}; mean Dice over the labels"
+    caption = f"{which}{', of those that all models predicted' if several else ''}; mean Dice over the labels"
     return Table("Worst cases", (*columns, "worst label (its mean Dice)"), tuple(rows), caption)
 
 
 def case_table(results: Results, case: str) -> Table:
     """One case's Dice, of each label and model."""
     rows = [
-        (name, *(cell(model.scores.get(case, {}).get(label, {}).get("dice")) for model in results.models))
+        (name, *(cell(model.scores.get(case, {}).get(label, {}).get("dice")) for model in results.shown))
         for label, name in results.label_names.items()
     ]
-    means = (cell(model.case_dice.get(case)) for model in results.models)
+    means = (cell(model.case_dice.get(case)) for model in results.shown)
     rows.append(("mean of the labels", *means))
-    columns = ("label", *(model.title for model in results.models))
+    columns = ("label", *(model.title for model in results.shown))
     return Table(f"Dice of {case}", columns, tuple(rows), "A hyphen: neither reference nor prediction holds the label")
 
 
@@ -232,7 +237,7 @@ def _by_fold(model: ModelResult) -> Table:
 def _boxes(results: Results, metric: str) -> list[Box]:
     boxes = []
     for label, name in results.label_names.items():
-        for model in results.models:
+        for model in results.shown:
             found = {
                 case: labels[label][metric] for case, labels in model.scores.items() if metric in labels.get(label, {})
             }
@@ -279,7 +284,7 @@ def _named(metric: str, results: Results) -> str:
 def _worst_label(results: Results, case: str) -> tuple[str, float]:
     """The label with the lowest mean Dice over the models."""
     means = {
-        name: _mean(model.scores.get(case, {}).get(label, {}).get("dice", math.nan) for model in results.models)
+        name: _mean(model.scores.get(case, {}).get(label, {}).get("dice", math.nan) for model in results.shown)
         for label, name in results.label_names.items()
     }
     known = {name: value for name, value in means.items() if not math.isnan(value)}

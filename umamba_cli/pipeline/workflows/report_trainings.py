@@ -168,7 +168,8 @@ def _about(record: Mapping[str, Any], log: Sequence[EpochLog]) -> list[tuple[str
             ("time", f"{duration(sum(seconds))} for {len(seconds)} epochs, {statistics.median(seconds):.3g} s each")
         )
     if memory := [value for entry in log if not math.isnan(value := _number(entry.get("memory_bytes")))]:
-        found.append(("memory at most", f"{max(memory) / 1024**3:.2f} GiB"))
+        # On a CPU that of the process, which may have trained others before.
+        found.append(("memory of the process at most", f"{max(memory) / 1024**3:.2f} GiB"))
     if skipped := sum(value for entry in log if (value := _number(entry.get("skipped_steps"))) > 0):
         found.append(("steps skipped, not finite", f"{skipped:.0f}"))
     versions = _mapping(record.get("versions"))

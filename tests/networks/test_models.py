@@ -16,7 +16,7 @@ from umamba_cli.pipeline.networks.normalization import LARGEST_BATCH, InstanceNo
 from umamba_cli.pipeline.networks.registry import NetworkPlan, available_models, build_network, register_model
 from umamba_cli.pipeline.networks.unet import UNet, count_parameters
 
-MODELS = ("unet", "resenc", "umamba-none", "umamba-bot", "umamba-enc", "unet++", "attention-unet")
+MODELS = ("unet", "resenc", "umamba-none", "umamba-bot", "umamba-enc", "unet++", "attention-unet", "unetr++")
 
 
 def plan(dimensions: int) -> NetworkPlan:
@@ -61,7 +61,7 @@ def test_every_parameter_has_a_gradient(model: str, dimensions: int) -> None:
     assert silent == []
 
 
-@pytest.mark.parametrize("model", ["umamba-bot", "umamba-enc", "unet++", "attention-unet"])
+@pytest.mark.parametrize("model", ["umamba-bot", "umamba-enc", "unet++", "attention-unet", "unetr++"])
 def test_channels_last_gives_the_same_result_and_bfloat16_a_close_one(model: str) -> None:
     torch.manual_seed(0)
     network = build_network(model, plan(3)).eval()

@@ -13,7 +13,7 @@ from umamba_cli.pipeline.inference.sliding_window import Window, WindowOptions
 
 
 @pytest.mark.parametrize(
-    "model", ["unet", "resenc", "umamba-none", "umamba-bot", "umamba-enc", "unet++", "attention-unet"]
+    "model", ["unet", "resenc", "umamba-none", "umamba-bot", "umamba-enc", "unet++", "attention-unet", "unetr++"]
 )
 def test_one_case_is_learnt_by_heart(model: str, tmp_path: Path) -> None:
     plan = replace(

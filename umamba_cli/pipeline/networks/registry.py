@@ -30,6 +30,7 @@ from umamba_cli.pipeline.networks.architecture import (
 from umamba_cli.pipeline.networks.attention_unet import AttentionUNet
 from umamba_cli.pipeline.networks.unet import UNet
 from umamba_cli.pipeline.networks.unet_plus_plus import UNetPlusPlus
+from umamba_cli.pipeline.networks.unetr_plus_plus import UNETRPlusPlus
 
 ENTRY_POINTS = "umamba.models"
 
@@ -270,3 +271,6 @@ register_model(
 )
 register_model("unet++", _plain(UNetPlusPlus), "U-Net with nested, dense skips (Zhou et al. 2018)")
 register_model("attention-unet", _plain(AttentionUNet), "U-Net with attention gates on its skips (Oktay et al. 2018)")
+register_model(
+    "unetr++", UNETRPlusPlus, "UNETR++, attention along space and channels with shared queries (Shaker et al. 2024)"
+)

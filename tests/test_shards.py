@@ -174,7 +174,7 @@ def add_part_of_others(folder: Path) -> None:
         (spoil_dataset, "differ in the dataset"),
         (add_part_of_others, "differ in the number of parts there are"),
         (lambda folder: part(folder, 1)[0].write_text("{"), "is no valid JSON"),
-        (lambda folder: part(folder, 1)[0].write_text("{}"), "summary.1-of-3.json: 9 values not allowed"),
+        (lambda folder: part(folder, 1)[0].write_text("{}"), "summary.1-of-3.json: 11 values not allowed"),
         (lambda folder: write(folder.parent / "references/h.nii.gz", [[1, 2]]), "the references were others"),
         (lambda folder: (folder.parent / "references/f.nii.gz").unlink(), "the references were others"),
         (lambda folder: [part(folder, number)[0].unlink() for number in (1, 2, 3)], "holds no part of an evaluation"),

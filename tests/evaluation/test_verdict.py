@@ -74,7 +74,7 @@ def test_the_margin_is_named_only_where_it_decides() -> None:
     alike = [training("one", first), training("other", list(first + generator.normal(0, 0.02, 20)))]
     assert compare_trainings(alike, ONE).verdict.endswith("; the spread between trainings is not known).")
     smaller = [training("one", first), training("other", [score - 0.005 for score in first])]
-    assert "a difference below 0.01 counts as a part of it" in compare_trainings(smaller, ONE).verdict
+    assert "a difference below 0.02 counts as that" in compare_trainings(smaller, ONE).verdict
 
 
 def test_a_range_of_one_number_is_one_number() -> None:

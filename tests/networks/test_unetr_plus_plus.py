@@ -266,7 +266,7 @@ def test_it_runs_without_numbers() -> None:
     with FakeTensorMode():
         outputs = build_network("unetr++", PLAN)(torch.empty(IMAGE))
         sum(y.sum() for y in outputs).backward()
-    assert [tuple(y.shape[2:]) for y in outputs] == [(4, 16, 16), (4, 8, 8)]
+    assert [tuple(y.shape[2:]) for y in outputs] == [(4, 16, 16), (4, 4, 4)]
 
 
 def test_the_papers_counts_are_explained_to_the_last_number() -> None:

@@ -207,11 +207,11 @@ def test_a_patient_on_both_sides_of_a_fold_is_refused(umamba: Umamba, own_worksp
 
 def test_epochs_until_most_of_the_final_dice() -> None:
     assert epochs_to_learn([0.0, 0.5, 0.7, 0.77, 0.8, 0.79, 0.8, 0.8, 0.8, 0.8]) == 4
-    assert epochs_to_learn([None, 0.8, 0.8]) == 2
+    assert epochs_to_learn([math.nan, 0.8, 0.8]) == 2
     assert epochs_to_learn([0.5, *[0.9] * 17, 0.2, 0.2]) == 1  # the last tenth is what counts, and not the last alone
     assert epochs_to_learn([0.5, *[0.9] * 17, 0.9, 0.2]) == 2
-    assert epochs_to_learn([0.8, None]) == 1
-    assert math.isnan(epochs_to_learn([None, None]))
+    assert epochs_to_learn([0.8, math.nan]) == 1
+    assert math.isnan(epochs_to_learn([math.nan, math.nan]))
     assert math.isnan(epochs_to_learn([0.0, 0.0, 0.0]))  # nothing was learnt, however soon
     assert math.isnan(epochs_to_learn([]))
 

@@ -24,7 +24,7 @@ from umamba_cli.commands._options import (
 )
 
 if TYPE_CHECKING:
-    from umamba_cli.pipeline.workflows.compare import ComparisonResult
+    from umamba_cli.pipeline.workflows.comparison_files import ComparisonResult
 
 _HOW = "How what is missing is trained"
 _FOLDERS = "Finished predictions"
@@ -96,7 +96,9 @@ DescriptionOption = Annotated[
 MarginOption = Annotated[
     float,
     typer.Option(
-        "--margin", min=0, help="Smallest difference that counts where no training was repeated (Dice and others)."
+        "--margin",
+        min=0,
+        help="Smallest difference that counts where one training of each is all there is, in fewer than 3 folds.",
     ),
 ]
 GroupOption = Annotated[
@@ -128,7 +130,7 @@ def compare(
     predictions: PredictionsOption = None,
     references: ReferencesOption = None,
     dataset: DescriptionOption = None,
-    margin: MarginOption = 0.01,
+    margin: MarginOption = 0.02,
     group_by: GroupOption = None,
     output: OutputOption = None,
     workers: WorkersOption = None,
@@ -240,6 +242,8 @@ def _show(console: Console, result: ComparisonResult) -> None:
     if result.left_out:
         count = there_are(len(result.left_out), "reference")
         console.warn(f"{count} left out, for no folder has a prediction: {some_of(result.left_out)}")
+    for note in result.notes:
+        console.warn(note)
     if result.comparison is None:
         console.say(f"fewer than two models have results yet: {result.file}")
         return

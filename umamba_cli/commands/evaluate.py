@@ -102,6 +102,7 @@ def evaluate(
     from umamba_cli.pipeline.data.dataset import read_description
     from umamba_cli.pipeline.evaluation.evaluate import evaluate_folders
     from umamba_cli.pipeline.evaluation.parts import merge_parts, part_path
+    from umamba_cli.pipeline.evaluation.tables import require_own_files
     from umamba_cli.pipeline.evaluation.task import new_task
     from umamba_cli.pipeline.shards import Shard
 
@@ -113,6 +114,8 @@ def evaluate(
     part = Shard.parse(shard) if shard else None
     description = read_description(dataset) if dataset else None
     task = new_task(description, tolerances=tolerance or (), sizes=sizes, cells=instances)
+    path = output or (part_path(predictions, part) if part else predictions / "summary.json")
+    require_own_files(path, nnunet, with_table=part is None)
     if merge:
         evaluation = merge_parts(predictions, references, description=description)
     else:
@@ -127,8 +130,7 @@ def evaluate(
                 cluster=cluster,
                 on_progress=on_progress,
             )
-    path = output or (part_path(predictions, part) if part else predictions / "summary.json")
-    _write(path, nnunet, evaluation, task, part)
+    _write(path, nnunet, evaluation, task, part, only_predicted=only_predicted)
     _show(console, evaluation, path, part)
 
 
@@ -142,14 +144,16 @@ def _refuse_contradictions(merge: bool, given: Sequence[str]) -> None:
         )
 
 
-def _write(path: Path, nnunet: Path | None, evaluation: Evaluation, task: Task, part: Shard | None) -> None:
+def _write(
+    path: Path, nnunet: Path | None, evaluation: Evaluation, task: Task, part: Shard | None, *, only_predicted: bool
+) -> None:
     from umamba_cli.pipeline.evaluation.parts import write_part
-    from umamba_cli.pipeline.evaluation.tables import write_cases, write_nnunet_summary, write_summary
+    from umamba_cli.pipeline.evaluation.tables import cases_path, write_cases, write_nnunet_summary, write_summary
 
     if part:
-        write_part(path, evaluation, part, task.description)
+        write_part(path, evaluation, part, task, only_predicted=only_predicted)
         return
-    write_cases(path.with_suffix(".csv"), evaluation)
+    write_cases(cases_path(path), evaluation)
     if nnunet is not None:
         write_nnunet_summary(nnunet, evaluation)
     write_summary(path, evaluation)

@@ -14,7 +14,7 @@ import umamba_cli
 from umamba_cli.pipeline.data.dataset import DatasetDescription
 from umamba_cli.pipeline.data.files import read_model, write_json
 from umamba_cli.pipeline.errors import InputError
-from umamba_cli.pipeline.evaluation.case import CaseMetrics
+from umamba_cli.pipeline.evaluation.case import CaseMetrics, Task
 from umamba_cli.pipeline.evaluation.evaluate import find_label_maps
 from umamba_cli.pipeline.evaluation.metrics import Measures
 from umamba_cli.pipeline.evaluation.reading import LabelKey, SavedCase, label_of
@@ -53,6 +53,12 @@ class _Part(pydantic.BaseModel):
 
     cases: list[SavedCase]
     measures: _Measures
+    cells: tuple[int, int] | None
+    """Labels of interiors and boundaries, where instances were looked at."""
+
+    only_predicted: bool
+    """Whether references without a prediction were left out."""
+
     missing: list[str]
     label_names: dict[LabelKey, str]
     dataset: str
@@ -64,13 +70,20 @@ def part_path(predictions: Path, shard: Shard) -> Path:
     return predictions / f"summary.{shard.number}-of-{shard.count}.json"
 
 
-def write_part(path: Path, evaluation: Evaluation, shard: Shard, description: DatasetDescription | None) -> None:
+def write_part(path: Path, evaluation: Evaluation, shard: Shard, task: Task, *, only_predicted: bool) -> None:
     """Write the evaluation of a part: what `summary.json` holds, and what is needed to put it together with others.
+
+    Args:
+        path: see `part_path`.
+        evaluation: of the part.
+        shard: which part it is.
+        task: that it was evaluated with.
+        only_predicted: see `evaluate_folders`.
 
     Raises:
         WorkError: the file cannot be written.
     """
-    measures = evaluation.measures
+    measures, description, cells = task.measures, task.description, task.cells
     more = {
         "shard": {"number": shard.number, "count": shard.count},
         "described": description is not None,
@@ -80,6 +93,8 @@ def write_part(path: Path, evaluation: Evaluation, shard: Shard, description: Da
             "tolerances": {str(label): tolerance for label, tolerance in measures.tolerances.items()},
             "diameters": measures.diameters,
         },
+        "cells": (cells.interior, cells.boundary) if cells else None,
+        "only_predicted": only_predicted,
     }
     write_json(path, {**evaluation.to_json(), **more})
 
@@ -102,6 +117,8 @@ def merge_parts(predictions: Path, references: Path, *, description: DatasetDesc
     _require_same(parts, "the version that made them", lambda part: part.version)
     _require_same(parts, "the dataset", lambda part: (part.described, part.file_ending, part.dataset))
     _require_same(parts, "tolerances or classes of size", lambda part: part.measures)
+    _require_same(parts, "the labels of --instances", lambda part: part.cells)
+    _require_same(parts, "--only-predicted", lambda part: part.only_predicted)
     if first.described:
         _require_same(parts, "the labels", lambda part: part.label_names)
     if first.version != umamba_cli.__version__:

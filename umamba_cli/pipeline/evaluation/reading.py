@@ -35,6 +35,14 @@ class SavedCase(pydantic.BaseModel):
     labels: dict[LabelKey, dict[str, _Number | dict[str, dict[str, int]]]]
     instances: _Instances | None = None
 
+    @pydantic.model_validator(mode="after")
+    def _is_readable(self) -> SavedCase:
+        try:
+            self.metrics()
+        except (ArithmeticError, TypeError, ValueError) as error:
+            raise ValueError(f"{self.case}: figures are no figures of a case ({error})") from error
+        return self
+
     @property
     def is_complete(self) -> bool:
         """Whether it has all figures of today."""
@@ -60,9 +68,15 @@ def label_of(key: str) -> Label:
 
 def _label_metrics(figures: Mapping[str, Any]) -> LabelMetrics:
     """From JSON, which has no NaN."""
-    numbers = {name: math.nan if (value := figures.get(name)) is None else value for name in SCORES}
+    numbers = {name: math.nan if figures.get(name) is None else _number(figures[name]) for name in SCORES}
     sizes = {name: LesionCounts(**counts) for name, counts in (figures.get("sizes") or {}).items()}
     return LabelMetrics(**numbers, sizes=sizes)
+
+
+def _number(value: Any) -> float:
+    if not isinstance(value, int | float) or not math.isfinite(value):  # OverflowError where no float is as large
+        raise ValueError(f"{value} is no number")
+    return value
 
 
 def _instance_metrics(matches: Mapping[str, Mapping[str, Any]]) -> InstanceMetrics:

@@ -246,4 +246,6 @@ def training_test(difference: float, error: float, degrees: int) -> float:
 
     if not degrees or math.isnan(difference):
         return math.nan
+    if not error:  # every difference is the same
+        return 0.0 if difference else 1.0
     return float(2 * stats.t.sf(abs(difference) / error, degrees))

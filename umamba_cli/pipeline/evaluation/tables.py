@@ -6,14 +6,59 @@ import csv
 import io
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from umamba_cli.pipeline.data.files import write_json, write_text
+from umamba_cli.pipeline.errors import InputError
 from umamba_cli.pipeline.evaluation.case import CaseMetrics
 from umamba_cli.pipeline.evaluation.metrics import SCORES, Scores
 from umamba_cli.pipeline.evaluation.results import Evaluation
+
+_BEGINNINGS = {
+    "summary": re.compile(rb'\{\s*"foreground_mean":\s*\{\s*"dice"'),
+    "table": re.compile(rb"case,predicted,label,"),
+    "nnU-Net's summary": re.compile(rb'\{\s*"foreground_mean":\s*\{\s*"Dice"'),
+}
+_LONGEST_BEGINNING = 200
+
+
+def cases_path(summary: Path) -> Path:
+    """The CSV file beside a summary."""
+    return summary.with_suffix(".csv")
+
+
+def require_own_files(summary: Path, nnunet_summary: Path | None, *, with_table: bool) -> None:
+    """Make sure, before an evaluation is made, that it can be written without a loss.
+
+    Args:
+        summary: the JSON file.
+        nnunet_summary: the file for `write_nnunet_summary`; None: none will be written.
+        with_table: whether the CSV file will be written.
+
+    Raises:
+        InputError: one is a folder or has no name, two are the same, or what is there is no earlier one of its kind.
+    """
+    table = cases_path(summary) if with_table and summary.name else None
+    paths = {kind: path for kind, path in zip(_BEGINNINGS, (summary, table, nnunet_summary), strict=True) if path}
+    for kind, path in paths.items():
+        if not path.name or path.is_dir():
+            raise InputError(f"{path} is a folder", next_step="give the name of a file, such as summary.json")
+        with suppress(OSError):
+            beginning = path.read_bytes()[:_LONGEST_BEGINNING].lstrip()
+            if beginning and not _BEGINNINGS[kind].match(beginning):
+                raise InputError(
+                    f"{path} is there and no {kind} that may be replaced",
+                    next_step="give another file with -o or --nnunet, or remove that one",
+                )
+    if len({path.absolute() for path in paths.values()}) < len(paths):
+        raise InputError(
+            f"{', '.join(map(str, paths.values()))}: two files of one name would be written",
+            next_step="give a .json file with -o, and another one with --nnunet",
+        )
 
 
 def write_summary(path: Path, evaluation: Evaluation) -> None:

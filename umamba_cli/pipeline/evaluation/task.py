@@ -64,7 +64,7 @@ def _cells_by_name(description: DatasetDescription | None) -> CellLabels | None:
 def _cells(text: str, names: Mapping[str, Label], description: DatasetDescription | None) -> CellLabels:
     labels = [_label(part.strip(), names, description) for part in text.split(",")]
     values = [label for label in labels if isinstance(label, int)]
-    if len(labels) != 2 or len(values) != 2 or values[0] == values[1]:
+    if len(labels) != 2 or len(values) != 2 or values[0] == values[1] or 0 in values:
         raise InputError(
             f"--instances {text!r} does not name two labels", next_step="give both, as --instances interior,boundary"
         )

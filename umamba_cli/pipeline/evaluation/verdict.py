@@ -114,8 +114,8 @@ def _notes(pairs: Sequence[PairDifference], repetitions: Repetitions, margin: fl
         notes.append("too few cases to show any")
     elif any(math.isnan(pair.p_trainings) for pair in pairs):
         counts = any(pair.p_adjusted < LEVEL for pair in pairs)
-        more = f", and a difference below {margin:g} counts as a part of it" if counts else ""
-        notes.append(f"the spread between trainings is not known{more}")
+        more = f": these trainings may differ and not the models; a difference below {margin:g} counts as that"
+        notes.append(f"the spread between trainings is not known{more if counts else ''}")
     elif not shown and any(p < LEVEL for p in holm([pair.p_cases for pair in pairs])):
         notes.append("what differs over the cases may be what trainings of one model differ by")
     return notes

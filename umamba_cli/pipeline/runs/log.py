@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from umamba_cli.pipeline.data.files import to_plain, write_text
 from umamba_cli.pipeline.data.workspace import Run
+
+_LARGEST = 1e100  # beyond, it is damage, and differences overflow
 
 EpochLog = dict[str, Any]
 """A line: `epoch`, from 1, and what there is to tell of it."""
@@ -34,6 +37,14 @@ def read_log(run: Run) -> tuple[list[EpochLog], int]:
         elif entry is not None:
             bad += 1
     return entries, bad
+
+
+def number_of(entry: Mapping[str, Any], name: str) -> float:
+    """A number of a line, or of what a line holds; NaN where there is none: whatever a log holds must stop nobody."""
+    value = entry.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= _LARGEST:
+        return math.nan
+    return float(value)
 
 
 def write_log(run: Run, log: Sequence[EpochLog]) -> None:

@@ -103,9 +103,16 @@ class TrainingSettings:
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> TrainingSettings:
-        """The settings that `to_json` wrote; keys of a newer version are left out."""
+        """The settings that `to_json` wrote; keys of a newer version are left out.
+
+        Raises:
+            InputError: a value is none that is allowed.
+        """
         known = {field.name for field in fields(cls)}
-        return cls(**{name: value for name, value in content.items() if name in known})
+        try:
+            return cls(**{name: value for name, value in content.items() if name in known})
+        except TypeError as error:  # a value of another type than it must have
+            raise InputError(f"the settings are damaged: {error}", next_step="start the training over") from error
 
 
 @dataclass(frozen=True)

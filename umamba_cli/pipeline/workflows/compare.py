@@ -2,41 +2,39 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import umamba_cli
-from umamba_cli.pipeline.data.files import write_json, write_text
 from umamba_cli.pipeline.data.splits import Fold, choose_fold, groups_of, read_folds
 from umamba_cli.pipeline.data.workspace import Run, Workspace
-from umamba_cli.pipeline.errors import InputError
-from umamba_cli.pipeline.evaluation.case import CaseMetrics, Task
-from umamba_cli.pipeline.evaluation.comparison import MARGIN, Comparison, compare_trainings
+from umamba_cli.pipeline.errors import InputError, UmambaError
+from umamba_cli.pipeline.evaluation.case import Task
+from umamba_cli.pipeline.evaluation.comparison import MARGIN, compare_trainings
 from umamba_cli.pipeline.evaluation.evaluate import find_label_maps
-from umamba_cli.pipeline.evaluation.metrics import SCORES
 from umamba_cli.pipeline.evaluation.task import task_of
 from umamba_cli.pipeline.networks.registry import find_variant
 from umamba_cli.pipeline.planning.plans import read_plans
 from umamba_cli.pipeline.progress import OnProgress, Progress, ignore_progress
-from umamba_cli.pipeline.reporting.html_report import Table
 from umamba_cli.pipeline.runs.lock import RunBusyError
-from umamba_cli.pipeline.runs.record import now, read_record
+from umamba_cli.pipeline.runs.record import read_record
 from umamba_cli.pipeline.training.settings import SettingsChosen
-from umamba_cli.pipeline.workflows.compare_tables import comparison_tables
 from umamba_cli.pipeline.workflows.compared import Source, cases_of_folder, cases_of_run, training_of
-from umamba_cli.pipeline.workflows.costs import ModelCost, cost_of, known_costs
+from umamba_cli.pipeline.workflows.comparison_files import (
+    ComparisonResult,
+    comparison_file,
+    comparison_folder,
+    require_own_folder,
+    write_comparison,
+)
+from umamba_cli.pipeline.workflows.costs import cost_of, known_costs
 from umamba_cli.pipeline.workflows.regime import Place, shared_settings
 from umamba_cli.pipeline.workflows.train import TrainingJob, train_fold
 
 MODELS = ("unet", "umamba-none", "umamba-bot", "umamba-enc")
 """Compared where none are named: nnU-Net's network, and U-Mamba's without Mamba and with it."""
 
-COMPARISON_NAME = "comparison.json"
 _MOST_NAMED = 10
 
 
@@ -72,66 +70,6 @@ class ComparisonJob:
     """See `make_folds`: tells the patient, where one has several cases. Then patients are compared and not cases."""
 
 
-@dataclass(frozen=True)
-class ComparisonResult:
-    """What `compare_models` or `compare_folders` found so far."""
-
-    file: Path
-    comparison: Comparison | None
-    """None as long as fewer than two models have a result."""
-
-    trainings: tuple[str, ...]
-    """What was compared."""
-
-    dataset: str
-    unit: str
-    """Of distances, `mm` or `px`."""
-
-    missing: Mapping[str, str] = field(default_factory=dict)
-    """Trainings that are not there yet, and why."""
-
-    unpredicted: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Of folders of predictions: the cases that are not in them, and count as such where nothing was found."""
-
-    left_out: tuple[str, ...] = ()
-    """References that no folder has a prediction of."""
-
-    costs: tuple[ModelCost, ...] = ()
-    regime: Mapping[str, Any] = field(default_factory=dict)
-    """Configuration, folds, and the settings that all trainings share."""
-
-    @property
-    def tables(self) -> tuple[Table, ...]:
-        """For a screen, or a report."""
-        return comparison_tables(self.comparison, self.costs)
-
-    def to_json(self) -> dict[str, Any]:
-        """The content of `comparison.json`; NaN becomes null when it is written."""
-        return {
-            "verdict": self.comparison.verdict if self.comparison else None,
-            "verdicts": self.comparison.verdicts if self.comparison else {},
-            "mamba_verdict": self.comparison.mamba_verdict if self.comparison else None,
-            "complete": not self.missing,
-            "missing": dict(self.missing),
-            "unpredicted": dict(self.unpredicted),
-            "left_out": self.left_out,
-            "trainings": self.trainings,
-            "dataset": self.dataset,
-            "unit": self.unit,
-            "regime": dict(self.regime),
-            "costs": [asdict(cost) for cost in self.costs],
-            "comparison": self.comparison.to_json() if self.comparison else None,
-            "tables": [asdict(table) for table in self.tables],
-            "made": now(),
-            "version": umamba_cli.__version__,
-        }
-
-
-def comparison_file(workspace: Workspace) -> Path:
-    """Where the result lies."""
-    return workspace.folder / "compare" / COMPARISON_NAME
-
-
 def compare_models(
     job: ComparisonJob,
     *,
@@ -161,7 +99,9 @@ def compare_models(
     folds = {fold: choose_fold(splits, fold, ()) for fold in job.folds}
     _require_disjoint(folds)
     _require_whole_groups(folds, job.group_by)
-    comparing = _Comparing(job, output or comparison_file(job.workspace).parent, _folders(job, folds))
+    output = output or comparison_folder(job.workspace)
+    require_own_folder(output, job.configuration)
+    comparing = _Comparing(job, output, _folders(job, folds))
     chosen = shared_settings(job.chosen, comparing.places, folds)
     todo = [place for place in comparing.places if not cases_of_run(place.run)] if job.train else []
     for number, place in enumerate(todo, start=1):
@@ -173,6 +113,7 @@ def compare_models(
             continue
         on_result(comparing.write())
     on_progress(Progress("compare", len(todo), len(todo)))
+    comparing.write()  # what is known shall not wait for what it costs
     comparing.measure(on_progress)
     return comparing.write()
 
@@ -202,7 +143,7 @@ def compare_folders(
         on_progress: told after each case.
 
     Raises:
-        InputError: fewer than two models, or a folder cannot be evaluated.
+        InputError: fewer than two models, a folder cannot be evaluated, or `output` holds another comparison.
         WorkError: a file cannot be written.
     """
     if len({name for name, _ in folders}) < 2:
@@ -210,6 +151,7 @@ def compare_folders(
             "there is nothing to compare: fewer than two models",
             next_step="give several, as --predictions NAME=FOLDER --predictions OTHER=FOLDER",
         )
+    require_own_folder(output, "")
     task = task or Task()
     ending = task.description.file_ending if task.description else None
     wanted = find_label_maps(references.absolute(), ending)
@@ -221,7 +163,7 @@ def compare_folders(
         for name, seed, folder in _numbered(folders)
     ]
     dataset = task.description.name if task.description else ""
-    return _write(replace(_result(output, sources, dataset, margin, group_by), left_out=left_out), sources)
+    return write_comparison(replace(_result(output, sources, dataset, margin, group_by), left_out=left_out), sources)
 
 
 class _Comparing:
@@ -230,7 +172,8 @@ class _Comparing:
     def __init__(self, job: ComparisonJob, output: Path, others: Sequence[Source]) -> None:
         self._job, self._output, self._others = job, output, others
         self._dataset = job.workspace.dataset().description
-        self._costs = known_costs(output / COMPARISON_NAME)
+        self._costs = known_costs(comparison_file(output))
+        self._notes: list[str] = []
         self.busy: dict[str, str] = {}
         # What can be compared soonest is trained first: all models with one seed, then the next seed.
         self.places = [
@@ -250,7 +193,8 @@ class _Comparing:
                 missing[place.name] = self.busy.get(place.name, _why(place))
         result = _result(self._output, sources, self._dataset.name, self._job.margin, self._job.group_by)
         costs = tuple(self._costs[model] for model in self._job.models if model in self._costs)
-        return _write(replace(result, missing=missing, regime=self._regime(), costs=costs), sources)
+        result = replace(result, missing=missing, regime=self._regime(), costs=costs, notes=tuple(self._notes))
+        return write_comparison(result, sources)
 
     def measure(self, on_progress: OnProgress) -> None:
         """What each model takes; predicting is timed now, one model after the other, where it was not before."""
@@ -258,8 +202,11 @@ class _Comparing:
             runs = [place.run for place in self.places if place.model == model and cases_of_run(place.run)]
             if runs:
                 on_progress(Progress("time", number, len(self._job.models), step=model))
-                known = self._costs.get(model)
-                self._costs[model] = cost_of(model, runs, self._job.workspace, self._job.device, known)
+                known = self._costs.pop(model, None)
+                try:
+                    self._costs[model] = cost_of(model, runs, self._job.workspace, self._job.device, known)
+                except UmambaError as error:
+                    self._notes.append(f"what {model} costs is not known: {error.problem}")
 
     def _regime(self) -> dict[str, Any]:
         """What all trainings have in common, for the file."""
@@ -370,32 +317,10 @@ def _result(
     if len({training.model for training in trainings}) > 1:
         comparison = compare_trainings(trainings, names, margin=margin)
     return ComparisonResult(
-        file=output / COMPARISON_NAME,
+        file=comparison_file(output),
         comparison=comparison,
         trainings=tuple(source.title for source in sources),
         unpredicted={source.title: source.unpredicted for source in sources if source.unpredicted},
         dataset=dataset,
         unit="px" if any(case.is_picture for source in sources for case in source.cases) else "mm",
     )
-
-
-def _write(result: ComparisonResult, sources: Sequence[Source]) -> ComparisonResult:
-    """Write `comparison.json`, and beside it all figures of all cases."""
-    text = io.StringIO(newline="")
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(["model", "seed", "fold", "case", "predicted", "label", "name", *SCORES])
-    for source in sources:
-        for case in source.cases:
-            table.writerows([source.model, source.seed, source.fold, *row] for row in _rows(case, source.label_names))
-    write_text(result.file.with_name("cases.csv"), text.getvalue())
-    write_json(result.file, result.to_json())
-    return result
-
-
-def _rows(case: CaseMetrics, names: Mapping[str, str]) -> list[list[object]]:
-    rows = []
-    for label, metrics in case.labels.items():
-        numbers = [getattr(metrics, name) for name in SCORES]
-        cells = ["" if math.isnan(number) else number for number in numbers]
-        rows.append([case.case, "yes" if case.predicted else "no", str(label), names.get(str(label), ""), *cells])
-    return rows

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pydantic
+from numpy.typing import NDArray
 
 from umamba_cli.pipeline.data.files import parse_json
 from umamba_cli.pipeline.data.splits import groups_of
@@ -23,6 +24,7 @@ from umamba_cli.pipeline.evaluation.metrics import LabelMetrics
 from umamba_cli.pipeline.evaluation.reading import LabelKey, SavedCase
 from umamba_cli.pipeline.evaluation.statistics import mean_of_numbers
 from umamba_cli.pipeline.progress import OnProgress, ignore_progress
+from umamba_cli.pipeline.runs.record import read_record
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,11 @@ class RunCases(pydantic.BaseModel):
 
 
 def cases_of_run(run: Run) -> RunCases | None:
-    """The evaluation of a finished run's held-back cases; None where there is none with all that is compared."""
+    """The evaluation of a finished run's held-back cases; None where there is none with all that is compared.
+
+    Raises:
+        InputError: `run.json` cannot be read.
+    """
     path = run.validation / "summary.json"
     if not run.is_finished or not path.is_file():
         return None
@@ -71,7 +77,9 @@ def cases_of_run(run: Run) -> RunCases | None:
         found = RunCases.model_validate(parse_json(path.read_bytes(), source=str(path)))
     except (OSError, InputError, pydantic.ValidationError):  # evaluated again, as one of an older version
         return None
-    return found if found.saved and all(case.is_complete for case in found.saved) else None
+    names = [case.case for case in found.saved]
+    are_its_own = len(names) == len({*names}) and {*names} <= {*read_record(run).val_cases}
+    return found if names and are_its_own and all(case.is_complete for case in found.saved) else None
 
 
 def cases_of_folder(
@@ -130,11 +138,14 @@ def training_of(source: Source, group_by: str | None = None) -> Training:
 
 def _together(cases: Sequence[CaseMetrics]) -> dict[str, ComparedScores]:
     """The scores of each label, of all these cases."""
-    return {str(label): _scores([case.labels[label] for case in cases]) for label in cases[0].labels}
+    predicted = np.array([case.predicted for case in cases])
+    return {str(label): _scores([case.labels[label] for case in cases], predicted) for label in cases[0].labels}
 
 
-def _scores(metrics: Sequence[LabelMetrics]) -> ComparedScores:
+def _scores(metrics: Sequence[LabelMetrics], predicted: NDArray[np.bool_]) -> ComparedScores:
     table = np.array([(each.dice, each.surface_dice, each.lesion_f1) for each in metrics])
+    # To say nothing is not to say rightly that there is nothing: it is 0 also of a label that the reference lacks.
+    table[~predicted] = 0
     counted = [LesionMetrics(each.sizes) for each in metrics if each.sizes]
     sizes = reduce(operator.add, counted).by_size if counted else {}
     found = {name: (counts.reference, counts.found) for name, counts in sizes.items()}

@@ -6,9 +6,11 @@ import math
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import pydantic
 
 from umamba_cli.pipeline.data.files import read_json
 from umamba_cli.pipeline.data.store import Store
@@ -19,7 +21,7 @@ from umamba_cli.pipeline.inference.export import labels_on_image_grid
 from umamba_cli.pipeline.inference.predictor import load_predictor
 from umamba_cli.pipeline.networks.registry import find_model
 from umamba_cli.pipeline.preprocessing.case import CaseGeometry
-from umamba_cli.pipeline.runs.log import read_log
+from umamba_cli.pipeline.runs.log import number_of, read_log
 from umamba_cli.pipeline.runs.network import recorded_plan
 from umamba_cli.pipeline.runs.record import read_record
 from umamba_cli.pipeline.training.losses import loss_for
@@ -63,6 +65,12 @@ class ModelCost:
     device: str
     """That cases were timed on."""
 
+    timed: str
+    """The training whose network was timed: its folder below that of all runs, and when it was started."""
+
+
+_SAVED = pydantic.TypeAdapter(ModelCost)
+
 
 def cost_of(model: str, runs: Sequence[Run], workspace: Workspace, device: str, known: ModelCost | None) -> ModelCost:
     """What a model took.
@@ -78,45 +86,48 @@ def cost_of(model: str, runs: Sequence[Run], workspace: Workspace, device: str, 
         InputError: see `load_predictor`.
     """
     compute = choose_compute(device)
-    if known is not None and known.device == compute.device_name and not math.isnan(known.seconds_a_case):
+    record = read_record(runs[0])
+    timed = f"{runs[0].folder.relative_to(workspace.runs)}, {record.started}"
+    measured = known is not None and (known.device, known.timed) == (compute.device_name, timed)
+    if known is not None and measured and not math.isnan(known.seconds_a_case):
         seconds = known.seconds_a_case
     else:
         seconds = _timed(runs[0], workspace, device)
     logs = [read_log(run)[0] for run in runs]
-    record = read_record(runs[0])
     settings = TrainingSettings.from_json(record.settings)
     trained_on = choose_compute(device, settings.precision)
     loss = loss_for(record.dataset, batch_dice=record.network_configuration.batch_dice)
     needs = model_needs(find_model(record.model), recorded_plan(record), settings, trained_on, loss=loss)
-    epochs = [entry for log in logs for entry in log]
+    seconds_an_epoch = [number_of(entry, "seconds") for log in logs for entry in log]
     return ModelCost(
         model=model,
         parameters=needs.parameters or 0,
         multiply_adds=math.nan if needs.multiply_adds is None else needs.multiply_adds,
         memory_bytes=needs.memory.peak_bytes if needs.memory else math.nan,
-        seconds_a_step=_median([float(entry.get("seconds") or math.nan) / settings.iterations for entry in epochs]),
+        seconds_a_step=_median(seconds_an_epoch) / settings.iterations,
         seconds_a_case=seconds,
-        epochs_to_learn=_median([epochs_to_learn([entry.get("mean_dice") for entry in log]) for log in logs]),
+        epochs_to_learn=_median([epochs_to_learn([number_of(entry, "mean_dice") for entry in log]) for log in logs]),
         epochs=settings.epochs,
         device=compute.device_name,
+        timed=timed,
     )
 
 
-def epochs_to_learn(dices: Sequence[float | None], share: float = FINAL_SHARE) -> float:
-    """The first epoch, from 1, whose validation Dice is a share of the final one; NaN without any.
+def epochs_to_learn(dices: Sequence[float], share: float = FINAL_SHARE) -> float:
+    """The first epoch, from 1, whose validation Dice (NaN where it is not known) is a share of the final one; or NaN.
 
     The final one is the mean over the last tenth of the epochs. Below `_LEARNT` nothing was learnt, whenever that was
     reached.
     """
-    known = [dice for dice in dices if dice is not None]
+    known = [dice for dice in dices if not math.isnan(dice)]
     if not known:
         return math.nan
-    last = [dice for dice in dices[-max(1, round(len(dices) * _FINAL_EPOCHS)) :] if dice is not None] or known[-1:]
+    last = [dice for dice in dices[-max(1, round(len(dices) * _FINAL_EPOCHS)) :] if not math.isnan(dice)] or known[-1:]
     final = statistics.fmean(last)
     if final < _LEARNT:
         return math.nan
     wanted = share * final
-    return float(next(epoch for epoch, dice in enumerate(dices, start=1) if dice is not None and dice >= wanted))
+    return float(next(epoch for epoch, dice in enumerate(dices, start=1) if dice >= wanted))
 
 
 def known_costs(file: Path) -> dict[str, ModelCost]:
@@ -124,17 +135,16 @@ def known_costs(file: Path) -> dict[str, ModelCost]:
     if not file.is_file():
         return {}
     try:
-        content = read_json(file)
-        costs = [_from_json(cost) for cost in content["costs"]]
-    except (InputError, KeyError, TypeError, ValueError):
+        costs = [_from_json(cost) for cost in read_json(file)["costs"]]
+    except (InputError, AttributeError, KeyError, TypeError, ValueError):  # pydantic's are ValueErrors
         return {}
     return {cost.model: cost for cost in costs}
 
 
 def _from_json(content: Mapping[str, Any]) -> ModelCost:
-    known: dict[str, Any] = {each.name: content[each.name] for each in fields(ModelCost)}
-    known |= {name: math.nan for name, value in known.items() if value is None}
-    return ModelCost(**known)
+    """From JSON, which has no NaN."""
+    known = {name: math.nan if value is None else value for name, value in content.items()}
+    return _SAVED.validate_python(known)
 
 
 def _timed(run: Run, workspace: Workspace, device: str) -> float:

@@ -190,13 +190,15 @@ def _read(path: Path) -> tuple[dict[str, dict[str, Overlap]], dict[str, str]]:
             str(case["case"]): {str(key): _overlap(metrics) for key, metrics in case["labels"].items()}
             for case in content["cases"]
         }
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} does not hold the cases and labels of an evaluation", next_step=again) from error
     return cases, names
 
 
 def _overlap(metrics: Mapping[str, Any]) -> Overlap:
     dice, iou = (math.nan if metrics[key] is None else float(metrics[key]) for key in ("dice", "iou"))
+    if math.isinf(dice) or math.isinf(iou):
+        raise ValueError("a share cannot be infinite")
     return Overlap(dice, iou)
 
 

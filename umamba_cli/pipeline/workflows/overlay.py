@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -185,7 +186,9 @@ def is_picture(path: Path) -> bool:
     return file_ending(path) in (*PICTURE_ENDINGS, *TIFF_ENDINGS)
 
 
-def read_shown_labels(name: str, path: Path, grid: Grid, description: DatasetDescription | None) -> NDArray[np.int32]:
+def read_shown_labels(
+    name: str, path: Path, grid: Grid, description: DatasetDescription | None
+) -> NDArray[np.integer[Any]]:
     """A label map as whole numbers (z, y, x), on the image's grid.
 
     Raises:
@@ -196,7 +199,8 @@ def read_shown_labels(name: str, path: Path, grid: Grid, description: DatasetDes
     problems += label_problems(name, label_map.labels, description.known_values if description else None)
     if problems:
         raise InputError("; ".join(problems), next_step="correct or remove it")
-    return label_map.labels.astype(np.int32)
+    labels = label_map.labels
+    return labels if np.issubdtype(labels.dtype, np.integer) else labels.astype(np.int64)
 
 
 def _draw(task: _Task, description: DatasetDescription | None, options: OverlayOptions) -> str:

@@ -45,6 +45,8 @@ def shared_settings(chosen: SettingsChosen, places: Sequence[Place], folds: Mapp
     problems = []
     seeds: dict[tuple[str, int, int], Place] = {}
     for place, record in there.items():
+        if (record.variant.title, str(record.fold)) != (place.model, str(place.fold)):
+            problems.append(f"{place.name}: run.json is that of {record.variant.title}, fold {record.fold}")
         problems += [f"{place.name}: {text}" for text in _differences(there[first], record, folds[place.fold])]
         seed = TrainingSettings.from_json(record.settings).seed
         if (other := seeds.setdefault((place.model, place.fold, seed), place)) is not place:

@@ -54,6 +54,7 @@ from umamba_cli.pipeline.workflows.status import RunStatus, survey_runs
 
 _ROOM_FOR_TEXT = 50_000  # bytes that the cases' own texts and tables take
 _MOST_MODELS_IN_SHORT = 8
+_LONGEST_BEGINNING = 200
 
 
 @dataclass(frozen=True)
@@ -92,11 +93,10 @@ def write_report(
         on_progress: told of every case that is drawn.
 
     Raises:
-        InputError: the path is a folder.
+        InputError: the path is a folder, or a file that is no page.
         WorkError: the file cannot be written.
     """
-    if path.is_dir():
-        raise InputError(f"{path} is a folder", next_step="give the name of a file with -o")
+    _require_own_file(path)
     dataset, notes = _dataset(workspace)
     runs = survey_runs(workspace)
     models = shown_models(run.run.parent.name for run in runs)
@@ -119,6 +119,16 @@ def write_report(
     shown = [case for case in cases if case.slices]
     left_out = (*content.notes, *(case.text for case in cases if not case.slices))
     return WrittenReport(len(text.encode()), len(runs), len(results.shown), len(shown), left_out)
+
+
+def _require_own_file(path: Path) -> None:
+    """An older report may be replaced, but no plans and no images."""
+    if path.is_dir() or not path.name:
+        raise InputError(f"{path} is a folder", next_step="give the name of a file with -o")
+    with suppress(OSError):
+        beginning = path.read_bytes()[:_LONGEST_BEGINNING].lstrip().lower()
+        if beginning and not beginning.startswith(b"<!doctype html"):
+            raise InputError(f"{path} is there and no report", next_step="give another file with -o, or remove it")
 
 
 def _content(

@@ -8,7 +8,7 @@ from umamba_cli.pipeline.data.files import read_model
 from umamba_cli.pipeline.data.workspace import Workspace
 from umamba_cli.pipeline.errors import InputError
 from umamba_cli.pipeline.reporting.html_report import ComparisonTables, Table
-from umamba_cli.pipeline.workflows.compare import comparison_file
+from umamba_cli.pipeline.workflows.comparison_files import comparison_file, comparison_folder
 
 
 class _Table(pydantic.BaseModel):
@@ -16,6 +16,12 @@ class _Table(pydantic.BaseModel):
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     caption: str = ""
+
+    @pydantic.model_validator(mode="after")
+    def _is_rectangular(self) -> _Table:
+        if any(len(row) != len(self.columns) for row in self.rows):
+            raise ValueError("has rows of other lengths than its columns")
+        return self
 
 
 class _Saved(pydantic.BaseModel):
@@ -29,7 +35,7 @@ class _Saved(pydantic.BaseModel):
 
 def read_comparison(workspace: Workspace) -> tuple[ComparisonTables | None, tuple[str, ...]]:
     """The comparison of a workspace's models, and what is wrong with it; None where there is none to show."""
-    file = comparison_file(workspace)
+    file = comparison_file(comparison_folder(workspace))
     if not file.is_file():
         return None, ()
     try:

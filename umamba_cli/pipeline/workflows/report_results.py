@@ -14,6 +14,7 @@ from umamba_cli.pipeline.data.workspace import Run, Workspace
 from umamba_cli.pipeline.errors import InputError
 from umamba_cli.pipeline.reporting.html_report import Figure, Table
 from umamba_cli.pipeline.reporting.svg_plots import Box, box_figures, box_plot
+from umamba_cli.pipeline.runs.log import number_of
 from umamba_cli.pipeline.workflows.cross_validation import CrossValidation, cross_validate
 from umamba_cli.pipeline.workflows.report_models import ShownModel
 from umamba_cli.pipeline.workflows.report_trainings import Models, cell
@@ -197,7 +198,8 @@ def _model_result(folder: Path, shown: ShownModel) -> ModelResult | None:
 
 
 def _numbers(values: Mapping[str, object]) -> dict[str, float]:
-    return {name: float(value) for name, value in values.items() if type(value) in (int, float)}  # type: ignore[arg-type]
+    found = {name: number_of(values, name) for name in values}
+    return {name: number for name, number in found.items() if not math.isnan(number)}
 
 
 def _overview(results: Results) -> Table:

@@ -16,7 +16,7 @@ from umamba_cli.pipeline.data.workspace import Run
 from umamba_cli.pipeline.errors import InputError
 from umamba_cli.pipeline.reporting.html_report import Figure, Table, TrainingView
 from umamba_cli.pipeline.reporting.svg_plots import Line, line_plot
-from umamba_cli.pipeline.runs.log import EpochLog, read_log
+from umamba_cli.pipeline.runs.log import EpochLog, number_of, read_log
 from umamba_cli.pipeline.workflows.report_models import ShownModel, one_configuration
 from umamba_cli.pipeline.workflows.status import RunStatus
 
@@ -96,7 +96,7 @@ def overview_figure(runs: Sequence[RunStatus], models: Models) -> Figure | None:
     dices: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     count: dict[str, int] = defaultdict(int)
     for run in runs:
-        known = {int(entry["epoch"]): _number(entry.get("mean_dice")) for entry in read_log(Run(run.run))[0]}
+        known = {int(entry["epoch"]): number_of(entry, "mean_dice") for entry in read_log(Run(run.run))[0]}
         numbers = {epoch: value for epoch, value in known.items() if not math.isnan(value)}
         count[run.run.parent.name] += bool(numbers)
         for epoch, value in numbers.items():
@@ -162,15 +162,15 @@ def _about(record: Mapping[str, Any], log: Sequence[EpochLog]) -> list[tuple[str
             found.append((name, str(len(record[kind]))))
     device = _mapping(record.get("device"))
     found += [(name, str(device[key])) for key, name in _DEVICE.items() if device.get(key)]
-    seconds = [value for entry in log if not math.isnan(value := _number(entry.get("seconds")))]
+    seconds = [value for entry in log if not math.isnan(value := number_of(entry, "seconds"))]
     if seconds:
         found.append(
             ("time", f"{duration(sum(seconds))} for {len(seconds)} epochs, {statistics.median(seconds):.3g} s each")
         )
-    if memory := [value for entry in log if not math.isnan(value := _number(entry.get("memory_bytes")))]:
+    if memory := [value for entry in log if not math.isnan(value := number_of(entry, "memory_bytes"))]:
         # On a CPU that of the process, which may have trained others before.
         found.append(("memory of the process at most", f"{max(memory) / 1024**3:.2f} GiB"))
-    if skipped := sum(value for entry in log if (value := _number(entry.get("skipped_steps"))) > 0):
+    if skipped := sum(value for entry in log if (value := number_of(entry, "skipped_steps")) > 0):
         found.append(("steps skipped, not finite", f"{skipped:.0f}"))
     versions = _mapping(record.get("versions"))
     if versions:
@@ -199,7 +199,7 @@ def _curves(key: str, title: str, log: Sequence[EpochLog]) -> Figure | None:
     rate = [Line("learning rate", epochs, _column(log, "learning_rate"), 1)]
     names = list(dict.fromkeys(str(name) for entry in log for name in _mapping(entry.get("dice"))))
     labels = [
-        Line(name, epochs, [_number(_mapping(entry.get("dice")).get(name)) for entry in log], index)
+        Line(name, epochs, [number_of(_mapping(entry.get("dice")), name) for entry in log], index)
         for index, name in enumerate(names)
     ]
     mean = Line("mean of all labels", epochs, _column(log, "mean_dice"), 0, is_thick=True)
@@ -248,21 +248,12 @@ def _figure(value: float) -> str:
 
 
 def _seconds(log: Sequence[EpochLog]) -> float:
-    known = [value for entry in log if not math.isnan(value := _number(entry.get("seconds")))]
+    known = [value for entry in log if not math.isnan(value := number_of(entry, "seconds"))]
     return sum(known) if known else math.nan
 
 
 def _column(log: Sequence[EpochLog], name: str) -> list[float]:
-    return [_number(entry.get(name)) for entry in log]
-
-
-def _number(value: object) -> float:
-    """A finite number, otherwise NaN: nothing that a log may hold must stop the report."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return math.nan
-    with suppress(OverflowError):
-        return float(value) if math.isfinite(value) else math.nan
-    return math.nan
+    return [number_of(entry, name) for entry in log]
 
 
 def _mapping(value: object) -> Mapping[str, Any]:

@@ -6,14 +6,21 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from needs_monai import NEEDS_MONAI
 from small_trainings import PLAN, SETTINGS, SHAPE, small_loop
 
 from umamba_cli.pipeline.data.store import Store
 from umamba_cli.pipeline.inference.sliding_window import Window, WindowOptions
 
 
+# MONAI's transformers take minutes with this image, which is padded to several times its size: see
+# test_monai_networks, where they learn a picture.
 @pytest.mark.parametrize(
-    "model", ["unet", "resenc", "umamba-none", "umamba-bot", "umamba-enc", "unet++", "attention-unet", "unetr++"]
+    "model",
+    [
+        *("unet", "resenc", "umamba-none", "umamba-bot", "umamba-enc", "unet++", "attention-unet", "unetr++"),
+        pytest.param("segresnet", marks=NEEDS_MONAI),
+    ],
 )
 def test_one_case_is_learnt_by_heart(model: str, tmp_path: Path) -> None:
     plan = replace(
@@ -28,7 +35,7 @@ def test_one_case_is_learnt_by_heart(model: str, tmp_path: Path) -> None:
     )
     loop = small_loop(tmp_path, settings=replace(SETTINGS, epochs=4, iterations=25), model=model, plan=plan)
     log = loop.train()
-    assert log[-1]["train_loss"] < log[0]["train_loss"] - 0.5
+    assert 1 + log[-1]["train_loss"] < 0.5 * (1 + log[0]["train_loss"])  # -1 is the least that is possible
     case = Store(tmp_path / "store").case("case")
     predicted = Window([loop.network.eval()], SHAPE, loop.compute, WindowOptions()).logits(case.image[:]).argmax(0)
     for label in (1, 2):

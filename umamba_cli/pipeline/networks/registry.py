@@ -19,6 +19,7 @@ from typing import Any, Literal, get_args
 from torch import nn
 
 from umamba_cli.pipeline.errors import InputError
+from umamba_cli.pipeline.networks import monai_networks
 from umamba_cli.pipeline.networks.architecture import (
     Architecture,
     Axes,
@@ -103,8 +104,8 @@ class Model:
     @property
     def missing(self) -> str:
         """What has to be installed before it can be built; "" where it can."""
-        needed = _MODULE_OF_EXTRA.get(self.extra)
-        return f"umamba[{self.extra}]" if needed and find_spec(needed) is None else ""
+        needed = _MODULES_OF_EXTRA.get(self.extra, ())
+        return f"umamba[{self.extra}]" if any(find_spec(module) is None for module in needed) else ""
 
     def build(self, plan: NetworkPlan) -> nn.Module:
         """The network for a plan, freshly initialised from torch's random state.
@@ -117,7 +118,7 @@ class Model:
         return self.builder(plan)
 
 
-_MODULE_OF_EXTRA = {"monai": "monai"}
+_MODULES_OF_EXTRA = {"monai": ("monai", "einops")}  # MONAI's transformers need einops, but it does not ask for it
 
 _CHOICES: Mapping[str, tuple[str, ...]] = {"mixer": get_args(Mixer), "scan_directions": get_args(ScanDirections)}
 
@@ -274,3 +275,6 @@ register_model("attention-unet", _plain(AttentionUNet), "U-Net with attention ga
 register_model(
     "unetr++", UNETRPlusPlus, "UNETR++, attention along space and channels with shared queries (Shaker et al. 2024)"
 )
+register_model("segresnet", monai_networks.segresnet, "SegResNet (Myronenko 2018), of MONAI", extra="monai")
+register_model("unetr", monai_networks.unetr, "UNETR (Hatamizadeh et al. 2022), of MONAI", extra="monai")
+register_model("swin-unetr", monai_networks.swin_unetr, "Swin UNETR (Hatamizadeh et al. 2022), of MONAI", extra="monai")

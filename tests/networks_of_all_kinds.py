@@ -20,6 +20,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "pooling": {"mamba": "encoder", "mamba_every": 2, "shortcut": "pooling"},
     "plain": {"mamba": "encoder", "block": "plain", "block_decoder": "plain", "stem": "convolution"},
     "plain decoder": {"mamba": "bottleneck", "block_decoder": "plain"},
+    "s4d": {"mamba": "bottleneck", "mixer": "s4d", "scan_directions": "both"},
+    "mamba2": {"mamba": "encoder", "mixer": "mamba2"},
     "nearest": {"mamba": "encoder", "mamba_every": 2, "upsampling": "nearest", "full_resolution_skip": False},
 }
 NETWORKS = (*MODELS, "released bot", "released enc", *VARIANTS)

@@ -52,7 +52,16 @@ class Calls:
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize(
     ("name", "dimensions"),
-    [("umamba-none", 2), ("umamba-bot", 3), ("umamba-enc", 2), ("umamba-enc", 3), ("released enc", 2), ("plain", 3)],
+    [
+        ("umamba-none", 2),
+        ("umamba-bot", 3),
+        ("umamba-enc", 2),
+        ("umamba-enc", 3),
+        ("released enc", 2),
+        ("plain", 3),
+        ("s4d", 3),
+        ("mamba2", 2),
+    ],
 )
 def test_loss_and_gradients_are_the_same_to_the_last_bit(name: str, dimensions: int, precision: str) -> None:
     network = network_of(name, dimensions)

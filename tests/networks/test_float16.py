@@ -9,11 +9,13 @@ from typing import Any, Literal
 
 import pytest
 import torch
+from mixers import MIXERS
 from networks_of_all_kinds import NETWORKS, PATCH, network_of
 from torch import Tensor, nn
 
 from umamba_cli.pipeline.devices import Compute
 from umamba_cli.pipeline.networks import blocks
+from umamba_cli.pipeline.networks.architecture import Mixer, ScanDirections
 from umamba_cli.pipeline.networks.mamba import MambaLayer
 from umamba_cli.pipeline.networks.normalization import InstanceNorm
 from umamba_cli.pipeline.networks.unet import UNet, unbounded_maps
@@ -42,8 +44,9 @@ def drive(network: UNet, images: Tensor, size: float, by: Literal["D", "out_proj
             hook = layer.register_forward_hook(lambda module, _, y: largest.update({module: float(y.abs().max())}))
             network(images)
             while largest[layer] < size:  # with D more than once: the states have their part too
-                weight = layer.mamba.D if by == "D" else layer.mamba.out_proj.weight
-                weight.mul_(1.5 * size / largest[layer])
+                for name, weight in layer.mamba.named_parameters():
+                    if name.split(".")[-1] == "D" if by == "D" else name == "out_proj.weight":
+                        weight.mul_(1.5 * size / largest[layer])
                 network(images)
             hook.remove()
 
@@ -88,10 +91,15 @@ def watch(network: nn.Module, kinds: tuple[type[nn.Module], ...], see: Callable[
 @pytest.mark.parametrize("dimensions", [2, 3])
 @pytest.mark.parametrize("name", WITH_MAMBA)
 def test_a_step_in_float16_is_finite(name: str, dimensions: int, by: Literal["D", "out_proj"], size: float) -> None:
+    if by == "D" and "mamba2" in name:
+        pytest.skip("behind a norm: D has no part in the size of what comes out")
     network = driven(name, dimensions, size, by)
     outputs: dict[str, Tensor] = {}
     watch(network, (MambaLayer, UNet), lambda name, _, y: outputs.update({name: y}))
-    loss, made = step_of(network, "fp16")(batch(dimensions))
+    step = step_of(network, "fp16")
+    loss, made = step(batch(dimensions))
+    if name == "mamba2" and not made:  # the norm of small numbers has large gradients: the loss's scale falls once
+        loss, made = step(batch(dimensions))
     assert made
     assert loss.isfinite()
     for at, y in outputs.items():
@@ -213,8 +221,10 @@ def test_the_norm_sums_in_float32(slope: float | None) -> None:
     assert x.grad.isfinite().all()
 
 
-def test_a_mamba_layer_takes_what_float16_cannot_hold() -> None:
-    layer = MambaLayer(8)
+@pytest.mark.parametrize("directions", ["forward", "axes"])
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_a_mamba_layer_takes_what_float16_cannot_hold(mixer: Mixer, directions: ScanDirections) -> None:
+    layer = MambaLayer(8, 2, mixer=mixer, scan_directions=directions)
     x = (1e12 * torch.randn(2, 8, 6, 5)).requires_grad_()
     with torch.autocast("cpu", torch.float16):
         y = layer(x)

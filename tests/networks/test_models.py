@@ -5,16 +5,23 @@ from typing import Any
 
 import pytest
 import torch
+from mixers import MIXERS
 from needs_monai import NEEDS_MONAI
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from umamba_cli.pipeline.errors import InputError
 from umamba_cli.pipeline.networks import registry
-from umamba_cli.pipeline.networks.architecture import Architecture
+from umamba_cli.pipeline.networks.architecture import Architecture, Mixer
 from umamba_cli.pipeline.networks.mamba import MambaBlock, MambaLayer
 from umamba_cli.pipeline.networks.normalization import LARGEST_BATCH, InstanceNorm
-from umamba_cli.pipeline.networks.registry import NetworkPlan, available_models, build_network, register_model
+from umamba_cli.pipeline.networks.registry import (
+    NetworkPlan,
+    available_models,
+    build_network,
+    find_variant,
+    register_model,
+)
 from umamba_cli.pipeline.networks.unet import UNet, count_parameters
 
 MODELS = (
@@ -22,6 +29,10 @@ MODELS = (
     *(pytest.param(name, marks=NEEDS_MONAI) for name in ("segresnet", "unetr", "swin-unetr")),
 )
 ONE_HEAD = ("unetr", "swin-unetr")
+WITH_MAMBA = (
+    *("umamba-bot", "umamba-enc", "umamba-bot+s4d", "umamba-bot+mamba2", "umamba-bot+both"),
+    *("umamba-enc+axes", "umamba-enc+s4d-both", "umamba-enc+mamba2-axes"),
+)
 
 
 def plan(dimensions: int) -> NetworkPlan:
@@ -39,10 +50,16 @@ def plan(dimensions: int) -> NetworkPlan:
     )
 
 
-@pytest.mark.parametrize("model", MODELS)
+def network_of(name: str, dimensions: int) -> nn.Module:
+    variant = find_variant(name)
+    chosen = {"mixer": variant.mixer, "scan_directions": variant.scan_directions}
+    return build_network(variant.model, replace(plan(dimensions), **chosen))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("model", [*MODELS, *WITH_MAMBA[2:]])
 @pytest.mark.parametrize("dimensions", [2, 3])
 def test_heads_have_the_sizes_of_their_resolutions(model: str, dimensions: int) -> None:
-    network = build_network(model, plan(dimensions))
+    network = network_of(model, dimensions)
     x = torch.randn(2, 2, *(16,) * dimensions)
     outputs = network(x)
     sizes = (16,) if model in ONE_HEAD else (16, 16) if model == "unet++" else (16, 8)
@@ -51,11 +68,11 @@ def test_heads_have_the_sizes_of_their_resolutions(model: str, dimensions: int) 
     torch.testing.assert_close(network(x), outputs[0])
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", [*MODELS, *WITH_MAMBA[2:]])
 @pytest.mark.parametrize("dimensions", [2, 3])
 def test_every_parameter_has_a_gradient(model: str, dimensions: int) -> None:
     torch.manual_seed(0)
-    network = build_network(model, plan(dimensions))
+    network = network_of(model, dimensions)
     with torch.no_grad():  # the residual encoder begins with zeros that keep gradients from what lies before them
         for p in network.parameters():
             p.add_(0.1 * torch.randn_like(p))
@@ -66,17 +83,18 @@ def test_every_parameter_has_a_gradient(model: str, dimensions: int) -> None:
     assert silent == []
 
 
-@pytest.mark.parametrize("model", ["umamba-bot", "umamba-enc", "unet++", "attention-unet", "unetr++"])
+@pytest.mark.parametrize("model", [*WITH_MAMBA, "unet++", "attention-unet", "unetr++"])
 def test_channels_last_gives_the_same_result_and_bfloat16_a_close_one(model: str) -> None:
     torch.manual_seed(0)
-    network = build_network(model, plan(3)).eval()
+    network = network_of(model, 3).eval()
     x = torch.randn(1, 2, 16, 16, 16)
     expected = network(x).detach()
     network.to(memory_format=torch.channels_last_3d)
     torch.testing.assert_close(network(x.to(memory_format=torch.channels_last_3d)), expected, rtol=1e-4, atol=1e-4)
     with torch.autocast("cpu", torch.bfloat16):
         low = network(x).detach()
-    assert float((low - expected).abs().mean() / expected.abs().mean()) < 0.1
+    # Of untrained weights: plain umamba-enc differs by 0.05 to 0.18 from seed to seed.
+    assert float((low - expected).abs().mean() / expected.abs().mean()) < (0.1 if model in MODELS else 0.2)
 
 
 def test_the_models_differ_by_their_mamba_layers_alone() -> None:
@@ -118,25 +136,27 @@ class Copies(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
 
+@pytest.mark.parametrize("mixer", MIXERS)
 @pytest.mark.parametrize("axes", [2, 3])
-def test_nothing_is_copied_around_a_mamba_layer_in_channels_last(axes: int) -> None:
+def test_nothing_is_copied_around_a_mamba_layer_in_channels_last(axes: int, mixer: Mixer) -> None:
     layout = torch.channels_last if axes == 2 else torch.channels_last_3d
     shape = (2, 16, 6, 5, 4)[: axes + 2]
     x = torch.randn(shape).to(memory_format=layout).requires_grad_()
-    layer, dy = MambaLayer(16), torch.randn(shape).to(memory_format=layout)
+    layer, dy = MambaLayer(16, axes, mixer=mixer), torch.randn(shape).to(memory_format=layout)
     with Copies() as copies:
         y = layer(x)
-    assert copies.found == []
+    assert mixer != "mamba" or copies.found == []
+    assert ("clone", x.numel()) not in copies.found
     assert y.is_contiguous(memory_format=layout)
     with Copies() as copies:
         y.backward(dy)
     # Inside the layer: where gate and input, and step sizes and matrices, are put side by side again.
-    assert [name for name, _ in copies.found] == ["cat", "cat"]
+    assert mixer != "mamba" or [name for name, _ in copies.found] == ["cat", "cat"]
     assert x.grad is not None
     assert x.grad.is_contiguous(memory_format=layout)
     with Copies() as copies:
         layer(x.contiguous())
-    assert copies.found == [("clone", x.numel())]  # such a copy would be seen
+    assert ("clone", x.numel()) in copies.found  # such a copy would be seen
 
 
 def test_a_patch_that_does_not_fit_is_refused_with_one_that_does() -> None:

@@ -11,6 +11,7 @@ from small_trainings import PLAN, SETTINGS, SHAPE, small_loop
 
 from umamba_cli.pipeline.data.store import Store
 from umamba_cli.pipeline.inference.sliding_window import Window, WindowOptions
+from umamba_cli.pipeline.networks.registry import find_variant
 
 
 # MONAI's transformers take minutes with this image, which is padded to several times its size: see
@@ -19,12 +20,15 @@ from umamba_cli.pipeline.inference.sliding_window import Window, WindowOptions
     "model",
     [
         *("unet", "resenc", "umamba-none", "umamba-bot", "umamba-enc", "unet++", "attention-unet", "unetr++"),
+        *("umamba-bot+s4d", "umamba-bot+mamba2"),
         pytest.param("segresnet", marks=NEEDS_MONAI),
     ],
 )
 def test_one_case_is_learnt_by_heart(model: str, tmp_path: Path) -> None:
+    variant = find_variant(model)
     plan = replace(
         PLAN,
+        mixer=variant.mixer,
         features_per_stage=(8, 16, 32),
         strides=((1, 1, 1), (2, 2, 2), (1, 2, 2)),
         kernel_sizes=((3, 3, 3),) * 3,
@@ -33,7 +37,7 @@ def test_one_case_is_learnt_by_heart(model: str, tmp_path: Path) -> None:
         blocks_per_stage=(1,) * 3,
         blocks_per_stage_decoder=(1,) * 2,
     )
-    loop = small_loop(tmp_path, settings=replace(SETTINGS, epochs=4, iterations=25), model=model, plan=plan)
+    loop = small_loop(tmp_path, settings=replace(SETTINGS, epochs=4, iterations=25), model=variant.model, plan=plan)
     log = loop.train()
     assert 1 + log[-1]["train_loss"] < 0.5 * (1 + log[0]["train_loss"])  # -1 is the least that is possible
     case = Store(tmp_path / "store").case("case")

@@ -3,7 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import pytest
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from umamba_cli.pipeline.devices import Compute
 from umamba_cli.pipeline.errors import InputError, WorkError
+from umamba_cli.pipeline.networks.architecture import Mixer, ScanDirections
 from umamba_cli.pipeline.networks.registry import Model, NetworkPlan, build_network
 from umamba_cli.pipeline.training.losses import SegmentationLoss
 from umamba_cli.pipeline.training.memory import TrainingMemory, training_memory
@@ -126,6 +127,20 @@ def test_checkpointing_takes_less(model: str, precision: str) -> None:
     assert memory.saved_bytes < without.saved_bytes / 4
     assert memory.peak_bytes < 0.9 * without.peak_bytes
     assert memory.gradient_bytes == without.gradient_bytes == memory.parameter_bytes
+
+
+@pytest.mark.parametrize("directions", get_args(ScanDirections))
+@pytest.mark.parametrize("mixer", get_args(Mixer))
+def test_every_mixer_can_be_counted(mixer: Mixer, directions: ScanDirections) -> None:
+    plan = dataclasses.replace(_plan(), mixer=mixer, scan_directions=directions)
+    with torch.device("meta"):
+        network, without = build_network("umamba-bot", plan), build_network("umamba-none", plan)
+    memory, of_none = _count(network, plan, 2), _count(without, plan, 2)
+    paths = {"forward": 1, "both": 2, "axes": 6}[directions]
+    inner = (32 + (128 if mixer == "mamba2" else 0)) * 2 * 8**3 * FLOAT  # what the convolution takes: x, or x, B and C
+    assert paths * inner < memory.saved_bytes - of_none.saved_bytes < (6 + 10 * paths) * inner
+    assert memory.peak_bytes > of_none.peak_bytes
+    assert memory.gradient_bytes == memory.parameter_bytes > of_none.parameter_bytes
 
 
 def test_checkpointing_keeps_what_stands_between_the_stages() -> None:

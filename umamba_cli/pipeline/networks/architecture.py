@@ -142,6 +142,11 @@ class Architecture:
             return
         if len(patch) != self.dimensions or any(n < d or n % d for n, d in zip(patch, self.divisor, strict=True)):
             raise _contradiction(f"channel_tokens_for is {patch}, it must be a multiple of {self.divisor}")
+        if (self.mixer, self.scan_directions) != ("mamba", "forward"):
+            raise _contradiction(
+                f"with channel_tokens_for only the mixer mamba and the direction forward are possible, asked for are "
+                f"{self.mixer} and {self.scan_directions}"
+            )
 
     @property
     def dimensions(self) -> int:

@@ -202,7 +202,8 @@ def _mamba_layer(a: Architecture, stage: int) -> nn.Module:
         return nn.Identity()
     if stage in a.channel_token_voxels:
         return MambaLayer(a.channel_token_voxels[stage], channels_are_tokens=True)
-    return MambaLayer(a.features_per_stage[stage])
+    width = a.features_per_stage[stage]
+    return MambaLayer(width, a.dimensions, mixer=a.mixer, scan_directions=a.scan_directions)
 
 
 def _begin_as_shortcut(module: nn.Module) -> None:

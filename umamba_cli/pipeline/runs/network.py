@@ -11,9 +11,9 @@ from torch import nn
 
 from umamba_cli.pipeline.data.dataset import DatasetDescription
 from umamba_cli.pipeline.networks.heads import RAREST
-from umamba_cli.pipeline.networks.mamba import MambaBlock
 from umamba_cli.pipeline.networks.registry import NetworkPlan, build_network
 from umamba_cli.pipeline.networks.scan import compile_kernels, needs_compiling
+from umamba_cli.pipeline.networks.token_block import TokenBlock
 from umamba_cli.pipeline.networks.unet import UNet
 from umamba_cli.pipeline.planning.plans import Configuration
 from umamba_cli.pipeline.progress import OnProgress, Progress, ignore_progress
@@ -85,12 +85,13 @@ def compile_scan(
 ) -> None:
     """Compile the scan for this machine before the first step, where a network has Mamba layers.
 
+    Whatever their mixer: the causal convolution, which all have, is compiled together with the scan.
     It takes seconds the first time, of which `on_progress` is told before and after, and is kept on disk.
 
     Raises:
         InputError: see `compile_kernels`.
     """
-    has_mamba = any(isinstance(layer, MambaBlock) for network in networks for layer in network.modules())
+    has_mamba = any(isinstance(layer, TokenBlock) for network in networks for layer in network.modules())
     if has_mamba and needs_compiling(device):
         on_progress(Progress("compile", 0, 1, step="the scan for this machine, once; this takes some seconds"))
         compile_kernels(device)

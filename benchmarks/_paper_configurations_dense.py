@@ -1,19 +1,13 @@
-"""UNet++ and Attention U-Net as their papers configure them: our number of parameters, theirs, and every difference.
-
-Run by itself it builds the networks and makes sure that the differences add up to the last parameter:
-`python benchmarks/_paper_configurations_dense.py`.
-"""
+"""UNet++ and Attention U-Net as their papers configure them: their numbers of parameters, and every difference."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import pairwise
 
-import torch
+from _paper_configurations import PaperConfiguration
 
-from umamba_cli.pipeline.networks.registry import NetworkPlan, build_network
-from umamba_cli.pipeline.networks.unet import count_parameters
+from umamba_cli.pipeline.networks.registry import NetworkPlan
 
 TWO_D = (32, 64, 128, 256, 512)
 """Features of the U-Net and the UNet++ of Zhou et al."""
@@ -23,28 +17,6 @@ THREE_D = (16, 32, 64, 128, 256)
 
 CLASSES_OF_CT_150 = 4
 """Background, pancreas, liver, spleen."""
-
-
-@dataclass(frozen=True)
-class PaperConfiguration:
-    """A network of a paper and the plan with which ours comes closest to it."""
-
-    name: str
-    plan: NetworkPlan
-    model: str
-    """Ours, by its name in the registry."""
-
-    paper_parameters: int
-    """As stated; where the statement is rounded, the sum over the layers that agrees with it."""
-
-    paper_multiply_adds: int | None
-    """None: not stated."""
-
-    source: str
-    """Where the number is stated, and how."""
-
-    terms: dict[str, int]
-    """Parameters of ours minus those of the paper's network, by reason."""
 
 
 def configurations() -> list[PaperConfiguration]:
@@ -189,19 +161,3 @@ def _terms_of_the_gates_of_oktay() -> dict[str, int]:
         "no convolution and norm behind each gate": -sum(2 * _convolution(w, w, 1, norm=True) for w, _ in _gated()),
         "no mixing of two gates": -sum(_convolution(2 * w, w, 1, norm=True) for w, _ in _gated()),
     }
-
-
-def main() -> None:
-    for c in configurations():
-        with torch.device("meta"):
-            ours = count_parameters(build_network(c.model, c.plan))
-        print(f"{c.name}: {ours:,} ours, {c.paper_parameters:,} theirs ({c.source})")
-        for reason, difference in c.terms.items():
-            print(f"  {difference:+10,}  {reason}")
-        unexplained = ours - c.paper_parameters - sum(c.terms.values())
-        if unexplained:
-            raise SystemExit(f"{c.name}: {unexplained:+,} parameters are not explained")
-
-
-if __name__ == "__main__":
-    main()

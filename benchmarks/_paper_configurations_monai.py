@@ -1,33 +1,10 @@
-"""MONAI's networks at the configurations of papers: what the papers state, and why it differs from what is counted.
-
-A multiply-add is half of what torch.utils.flop_counter counts for convolutions and matrix products, attention's
-included; norms, activations and interpolation are left out. `python _paper_configurations_monai.py` counts; nothing is
-computed, since all is done on the meta device.
-"""
+"""MONAI's networks at the configurations of papers: what the papers state, and why it differs from what is counted."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from _paper_configurations import PaperConfiguration
 
-from umamba_cli.pipeline.networks.registry import NetworkPlan, build_network
-
-
-@dataclass(frozen=True)
-class PaperConfiguration:
-    """A network as a paper had it."""
-
-    name: str
-    model: str
-    build: NetworkPlan
-    paper_parameters: int | None
-    """None where the paper does not say."""
-
-    paper_multiply_adds: int | None
-    source: str
-    """Of the figures, and what is known about the difference."""
-
-    terms: dict[str, int]
-    """Parameters that ours has and the paper's count has not."""
+from umamba_cli.pipeline.networks.registry import NetworkPlan
 
 
 def plan(channels: int, outputs: int, patch_size: tuple[int, ...], features: int = 32) -> NetworkPlan:
@@ -70,15 +47,6 @@ CONFIGURATIONS = (
         {"heads of lower resolutions": 32 * 14 + 14 + 64 * 14 + 14},
     ),
     PaperConfiguration(
-        "SegResNet with 8 filters",
-        "segresnet",
-        plan(1, 14, (96, 96, 96), features=8),
-        1_180_000,
-        15_600_000_000,
-        "3D UX-Net (Lee et al., ICLR 2023), table 1, as remembered and not looked up; 8 filters are MONAI's default.",
-        {"heads of lower resolutions": 16 * 14 + 14 + 32 * 14 + 14},
-    ),
-    PaperConfiguration(
         "UNETR, BTCV",
         "unetr",
         BTCV,
@@ -89,6 +57,7 @@ CONFIGURATIONS = (
         "activations included; fvcore counts 73.68 G (github.com/Project-MONAI/research-contributions, issue 80). "
         "3D UX-Net states 92.8 M and 82.6 G.",
         {"position embeddings": 6**3 * 768, "layer norms": 25 * 2 * 768},
+        None,
     ),
     PaperConfiguration(
         "Swin UNETR, BTCV",
@@ -99,36 +68,6 @@ CONFIGURATIONS = (
         "Tang et al., CVPR 2022, table S.3. Without the biases of relative positions ours has 61.99 M; how the "
         "multiply-adds were counted is not said. 3D UX-Net states 62.2 M and 328.4 G of the same code.",
         {"biases of relative positions": 13**3 * 2 * (3 + 6 + 12 + 24)},
+        None,
     ),
 )
-
-
-def count(configuration: PaperConfiguration) -> tuple[int, int]:
-    """Parameters and multiply-adds of ours, in evaluation mode with a batch of 1."""
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    # Not built on the meta device: Swin UNETR looks at numbers while it is built.
-    network = build_network(configuration.model, configuration.build).to("meta").eval()
-    size = configuration.build.patch_size
-    with FlopCounterMode(display=False) as counter:
-        network(torch.empty(1, configuration.build.input_channels, *size, device="meta"))
-    return sum(p.numel() for p in network.parameters()), counter.get_total_flops() // 2
-
-
-def main() -> None:
-    from _report import finish
-
-    rows = []
-    for configuration in CONFIGURATIONS:
-        parameters, multiply_adds = count(configuration)
-        paper = (configuration.paper_parameters, configuration.paper_multiply_adds)
-        stated = [f"{value / unit:.2f}" if value else "-" for value, unit in zip(paper, (1e6, 1e9), strict=True)]
-        without = (parameters - sum(configuration.terms.values())) / 1e6
-        rows.append((configuration.name, parameters / 1e6, without, stated[0], multiply_adds / 1e9, stated[1]))
-    header = ("network", "M parameters", "without terms", "paper", "G multiply-adds", "paper")
-    finish(header, rows, [], as_json=False)
-
-
-if __name__ == "__main__":
-    main()

@@ -8,34 +8,11 @@ number that goes through a norm with scale and shift, 4 without.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from itertools import pairwise
 
+from _paper_configurations import PaperConfiguration
+
 from umamba_cli.pipeline.networks.registry import NetworkPlan
-
-
-@dataclass(frozen=True)
-class PaperConfiguration:
-    """A network at the configuration of its paper."""
-
-    name: str
-    plan: NetworkPlan
-    model: str
-
-    paper_parameters: int
-    """As printed, rounded."""
-
-    paper_multiply_adds: int | None
-    """As printed, rounded; of one image, with all heads."""
-
-    source: str
-
-    terms: dict[str, int]
-    """Our parameters minus the paper's, by cause; they add up to the difference."""
-
-    multiply_add_terms: dict[str, int] = field(default_factory=dict)
-    """The same of the multiply-adds, as torch.utils.flop_counter counts ours."""
-
 
 CLASSES = 14
 VOXELS = 64 * 128 * 128
@@ -52,6 +29,9 @@ ENCODER = tuple(zip(TOKENS, WIDTHS, PROJECTED, strict=True))
 DECODER = tuple((tokens, width, 64) for tokens, width in zip(TOKENS[:3], WIDTHS[:3], strict=True))
 BLOCKS = DEPTH * (ENCODER + DECODER)
 """Tokens, width and projected tokens of every attention block."""
+
+OF_LOWER_HEADS = CLASSES * (TOKENS[0] * WIDTHS[0] + TOKENS[1] * WIDTHS[1])
+"""Multiply-adds of the released network's heads below full resolution."""
 
 NUMBERS = sum(tokens * width for tokens, width, _ in BLOCKS)
 """That go through a norm of the attention blocks."""
@@ -93,14 +73,14 @@ def released_multiply_adds() -> tuple[int, int]:
     embeddings = VOXELS * WIDTHS[0] + steps
     upsamplings = steps + VOXELS * WIDTHS[0] * FULL_WIDTH
     convolutions = VOXELS * (KERNEL * FULL_WIDTH + 3 * KERNEL * FULL_WIDTH**2 + FULL_WIDTH)
-    heads = CLASSES * (VOXELS * FULL_WIDTH + TOKENS[0] * WIDTHS[0] + TOKENS[1] * WIDTHS[1])
+    heads = CLASSES * VOXELS * FULL_WIDTH + OF_LOWER_HEADS
     embedded = sum(tokens * width for tokens, width in zip(TOKENS, WIDTHS, strict=True))
     norms = 5 * (3 * NUMBERS + embedded) + 4 * FULL_NORMS * VOXELS * FULL_WIDTH
     return of_blocks + embeddings + upsamplings + convolutions + heads, norms
 
 
 PAPER_PARAMETERS, PAPER_MULTIPLY_ADDS = 42_960_000, 47_980_000_000
-PRODUCTS, NORMS = released_multiply_adds()
+_, NORMS = released_multiply_adds()
 
 SYNAPSE = PaperConfiguration(
     name="UNETR++, Synapse",
@@ -124,14 +104,12 @@ SYNAPSE = PaperConfiguration(
         "biases of the convolutions before a norm": 2 * sum(c for _, c, _ in BLOCKS) + 4 * FULL_WIDTH,
         "scale and shift of the norms at full resolution": 2 * FULL_NORMS * FULL_WIDTH,
         "a head for the decoder's lowest resolution, too": CLASSES * (WIDTHS[2] + 1),
-        "the released network minus the paper's figure, rounding included": released_parameters() - PAPER_PARAMETERS,
     },
     multiply_add_terms={
         "norms, which are not counted here": -NORMS,
-        "a head for the decoder's lowest resolution, too": TOKENS[2] * CLASSES * WIDTHS[2],
-        "the released network minus the paper's figure, rounding included": PRODUCTS + NORMS - PAPER_MULTIPLY_ADDS,
+        "heads below full resolution, which predicting does not need": -OF_LOWER_HEADS,
     },
 )
-"""The released network has 42.95 M parameters and 47.94 G multiply-adds, a little less than the paper says. One more
-norm in each attention block (2 `width` parameters, 5 `NUMBERS` operations) would give 42.957 M and 47.977 G: both as
-printed. That this is the reason is a guess."""
+"""The terms are ours less the released network. That has 42.95 M parameters and 47.94 G multiply-adds, a little less
+than the paper says, and what is between is left unexplained. One more norm in each attention block (2 `width`
+parameters, 5 `NUMBERS` operations) would give 42.957 M and 47.977 G, both as printed; that this is why is a guess."""

@@ -1,0 +1,57 @@
+"""Multiply-adds, against what can be counted by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from umamba_cli.pipeline.networks.blocks import convolution
+from umamba_cli.pipeline.networks.costs import multiply_adds
+from umamba_cli.pipeline.networks.mamba import MambaBlock, MambaLayer
+
+
+def test_a_convolution_has_one_for_each_weight_and_voxel() -> None:
+    assert multiply_adds(convolution(3, 5, (3, 3)), (1, 3, 8, 4)) == 3 * 5 * 9 * 8 * 4
+    assert multiply_adds(convolution(3, 5, (1, 3, 3), (1, 2, 2)), (2, 3, 4, 8, 4)) == 2 * 3 * 5 * 9 * 4 * 4 * 2
+
+
+def test_a_mamba_block() -> None:
+    L, C, D, N, R = 10, 8, 16, 16, 1
+    projections = L * (C * 2 * D + D * (R + 2 * N) + R * D + D * C)
+    scan = L * D * (9 * N + 2 + 2) // 2
+    assert multiply_adds(MambaBlock(C), (1, L, C)) == projections + scan + L * D * 4
+
+
+@pytest.mark.parametrize("length", [16, 64])
+def test_fourier_transforms(length: int) -> None:
+    class ThereAndBack(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.fft.irfft(torch.fft.rfft(x, n=length, dim=1), n=length, dim=1)
+
+    expected = 2 * 2.5 * 2 * 3 * length * math.log2(length) / 2
+    assert multiply_adds(ThereAndBack(), (2, length // 2, 3)) == expected
+
+
+def test_nothing_is_computed_and_nothing_changes() -> None:
+    with torch.device("meta"):
+        layer = MambaLayer(8)
+    layer.norm.eval()
+    assert multiply_adds(layer, (1, 8, 4, 4)) > 0
+    assert layer.training
+    assert not layer.norm.training
+    assert all(p.is_meta for p in layer.parameters())
+
+
+@pytest.mark.parametrize("mixer", ["mamba", "s4d", "mamba2"])
+def test_every_mixer_is_counted_and_grows_with_the_tokens(mixer: str) -> None:
+    def count(length: int, directions: str = "forward") -> int:
+        layer = MambaLayer(16, 2, mixer=mixer, scan_directions=directions)  # type: ignore[arg-type]
+        return multiply_adds(layer, (1, 16, 32, length))
+
+    assert count(8) > 32 * 8 * 16 * 64  # the projections alone
+    assert 1.8 < count(32) / count(16) < 2.3
+    assert 1.2 < count(16, "both") / count(16) < 2
+    assert count(16, "both") < count(16, "axes") < 2 * count(16, "both")

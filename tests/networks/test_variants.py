@@ -1,0 +1,64 @@
+"""Models with the choice of their state space layers, by name."""
+
+from __future__ import annotations
+
+import pytest
+
+from umamba_cli.pipeline.errors import InputError
+from umamba_cli.pipeline.networks.architecture import ModelVariant
+from umamba_cli.pipeline.networks.registry import find_variant
+
+
+@pytest.mark.parametrize(
+    ("text", "variant", "tag", "title"),
+    [
+        ("unet", ModelVariant("unet"), "", "unet"),
+        ("unet++", ModelVariant("unet++"), "", "unet++"),
+        ("umamba-bot", ModelVariant("umamba-bot"), "", "umamba-bot"),
+        ("umamba-bot+mamba", ModelVariant("umamba-bot"), "", "umamba-bot"),
+        ("umamba-bot+mamba-forward", ModelVariant("umamba-bot"), "", "umamba-bot"),
+        ("umamba-bot+s4d", ModelVariant("umamba-bot", "s4d"), "s4d", "umamba-bot+s4d"),
+        ("umamba-enc+axes", ModelVariant("umamba-enc", "mamba", "axes"), "axes", "umamba-enc+axes"),
+        (
+            "umamba-enc+both-mamba2",
+            ModelVariant("umamba-enc", "mamba2", "both"),
+            "mamba2-both",
+            "umamba-enc+mamba2-both",
+        ),
+    ],
+)
+def test_a_variant_has_a_name(text: str, variant: ModelVariant, tag: str, title: str) -> None:
+    found = find_variant(text)
+    assert found == variant
+    assert (found.tag, found.title) == (tag, title)
+    assert find_variant(found.title) == found
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("nothing", "there is no model 'nothing'"),
+        ("nothing+s4d", "there is no model 'nothing'"),
+        ("umamba-bot+", "there is no model 'umamba-bot\\+'"),
+        ("umamba-bot+s5", "there is no model 'umamba-bot\\+s5'"),
+        ("umamba-bot+s4d-mamba2", "there is no model"),
+        ("unet+s4d", "unet has no state space layers"),
+        ("unet+++s4d", "there is no model"),
+    ],
+)
+def test_what_is_no_variant_is_refused(text: str, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        find_variant(text)
+
+
+def test_options_go_before_the_name() -> None:
+    assert find_variant("umamba-bot+s4d", "mamba2").title == "umamba-bot+mamba2"
+    assert find_variant("umamba-bot+s4d", None, "both").title == "umamba-bot+s4d-both"
+    assert find_variant("umamba-bot+s4d", "mamba", "forward").title == "umamba-bot"
+    with pytest.raises(InputError, match="there is no mixer 's5'") as error:
+        find_variant("umamba-bot", "s5")
+    assert error.value.next_step == "choose mamba, s4d, mamba2"
+    with pytest.raises(InputError, match="there is no scan directions 'up'"):
+        find_variant("umamba-bot", None, "up")
+    with pytest.raises(InputError, match="umamba-none has no state space layers"):
+        find_variant("umamba-none", "s4d")

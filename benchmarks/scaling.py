@@ -1,12 +1,14 @@
 """What one training step costs against the volume of the patch: time and memory, with and without attention.
 
-Three networks of two stages, so that the bottleneck has an eighth as many tokens as the patch has voxels: `umamba-bot`
-(a Mamba layer in the bottleneck), `umamba-enc` (one in each stage), and `attention`, the same network with a
-transformer block in the bottleneck (layer norm, self-attention of every token to every token, layer norm, two linear
-layers; Vaswani et al. 2017, Dosovitskiy et al. 2021). PyTorch's fused attention never holds the matrix of all pairs, so
-its memory is linear; its time is not. A step is the training loop's own, with a batch of 1. Because the convolutions
-hide much of the layers' cost, forward and backward pass of one Mamba layer and of one transformer block, with as many
-tokens as the bottleneck has, are rows of their own.
+Networks of two stages, so that the bottleneck has an eighth as many tokens as the patch has voxels: `umamba-bot` (a
+Mamba layer in the bottleneck), `umamba-enc` (one in each stage), and `attention`, the same network with a transformer
+block in the bottleneck (layer norm, self-attention of every token to every token, layer norm, two linear layers;
+Vaswani et al. 2017, Dosovitskiy et al. 2021). PyTorch's fused attention never holds the matrix of all pairs, so its
+memory is linear; its time is not. Besides two transformers made to be cheaper: `unetr++`, whose bottleneck attends to
+64 projected tokens and among channels, and `swin-unetr` (with the extra `monai`), five stages that attend within
+windows and want patches in multiples of 32, to which smaller ones are padded. A step is the training loop's own, with
+a batch of 1. Because the convolutions hide much of the layers' cost, forward and backward pass of one Mamba layer and
+of one transformer block, with as many tokens as the bottleneck has, are rows of their own.
 
 The volume doubles from row to row. Seconds are the fastest of the rounds, each of which goes through all volumes.
 Memory is the most that is allocated at one time during a step on top of what was before it (parameters, the optimizer's
@@ -46,6 +48,7 @@ SMALLEST, DOUBLINGS = {"cpu": (16, 32, 32), "cuda": (32, 64, 64)}, {"cpu": 4, "c
 SECONDS_OF_CLOCK = 1.0
 """So long a step is repeated in a round, but at least once."""
 
+NETWORKS = ("umamba-bot", "umamba-enc", "attention", "unetr++", "swin-unetr")
 LARGEST_EXPONENT = 1.1
 LINEAR = ("umamba-bot", "umamba-enc", "Mamba layer")
 MIB = 1024**2
@@ -154,7 +157,7 @@ def make_subjects(arguments: Namespace) -> list[Subject]:
         use_threads(arguments.threads)
         keep_freed_memory()  # as a training does
     torch.manual_seed(0)
-    steps = [Subject(name, step_of(name, compute)) for name in ("umamba-bot", "umamba-enc", "attention")]
+    steps = [Subject(name, step_of(name, compute)) for name in NETWORKS]
     return [
         *steps,
         Subject("Mamba layer", layer_of(MambaLayer(FEATURES[-1]), compute), is_layer=True),
@@ -162,12 +165,11 @@ def make_subjects(arguments: Namespace) -> list[Subject]:
     ]
 
 
-def network_plan() -> NetworkPlan:
+def network_plan(patch: Shape) -> NetworkPlan:
     from umamba_cli.pipeline.networks.registry import NetworkPlan
 
     stages, kernels = len(FEATURES), ((3, 3, 3),) * len(FEATURES)
     encoder, decoder = (1,) * stages, (1,) * (stages - 1)
-    patch = SMALLEST["cpu"]  # the networks take any size
     return NetworkPlan(1, CLASSES, patch, FEATURES, STRIDES, kernels, encoder, decoder, encoder, decoder)
 
 
@@ -184,18 +186,20 @@ def step_of(name: str, compute: Compute) -> Callable[[Shape], Callable[[], None]
     from umamba_cli.pipeline.training.settings import TrainingSettings
     from umamba_cli.pipeline.training.step import TrainingStep
 
-    network = build_network("umamba-none" if name == "attention" else name, network_plan())
-    if name == "attention":
-        assert isinstance(network, UNet)
-        network.encoder.mamba_layers[-1] = transformer_block(FEATURES[-1])
     layout = channels_last(len(STRIDES[0]))
-    network.to(compute.device, memory_format=layout)  # type: ignore[call-overload]
     settings = TrainingSettings(epochs=1, iterations=1, batch_size=1, validation_iterations=1)
-    optimizer = new_optimizer(network.parameters(), settings)
-    scaler = torch.amp.GradScaler(compute.device.type, enabled=False)
-    step = TrainingStep(network, optimizer, scaler, compute, settings.gradient_clip, SegmentationLoss(batch_dice=False))
 
     def prepare(size: Shape) -> Callable[[], None]:
+        torch.manual_seed(0)
+        network = build_network("umamba-none" if name == "attention" else name, network_plan(size))
+        if name == "attention":
+            assert isinstance(network, UNet)
+            network.encoder.mamba_layers[-1] = transformer_block(FEATURES[-1])
+        network.to(compute.device, memory_format=layout)  # type: ignore[call-overload]
+        optimizer = new_optimizer(network.parameters(), settings)
+        scaler = torch.amp.GradScaler(compute.device.type, enabled=False)
+        loss = SegmentationLoss(batch_dice=False)
+        step = TrainingStep(network, optimizer, scaler, compute, settings.gradient_clip, loss)
         batch = Batch(torch.randn(1, 1, *size), torch.randint(0, CLASSES, (1, *size))).to(compute.device, layout)
 
         def go() -> None:

@@ -165,6 +165,20 @@ def add_part_of_others(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("option", "said"),
+    [(("--only-predicted",), "differ in --only-predicted"), (("--instances", "1,2"), "differ in the labels of --inst")],
+)
+def test_parts_that_were_made_otherwise_are_refused(
+    umamba: Callable, folders: tuple[Path, Path], option: tuple[str, ...], said: str
+) -> None:
+    assert umamba("evaluate", *folders, "-j", 1, "--shard", "1/2").code == 0
+    assert umamba("evaluate", *folders, "-j", 1, "--shard", "2/2", *option).code == 0
+    done = umamba("evaluate", *folders, "--merge")
+    assert done.code == 2
+    assert said in done.err
+
+
+@pytest.mark.parametrize(
     ("spoil", "said"),
     [
         (lambda folder: part(folder, 2)[0].unlink(), "1 of 3 parts of the evaluation are not in"),

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from phantoms import Finished
+from raw_datasets import snapshot
 
 from umamba_cli.pipeline.data.images import write_label_map
 from umamba_cli.pipeline.geometry import Grid
@@ -138,3 +139,51 @@ def test_shards_keep_what_they_were_measured_by(umamba: Umamba, folder: Path) ->
     other = umamba(*command[:3], "--merge")
     assert other.code == 2
     assert "differ in tolerances or classes of size" in other.err
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("-o", "p/a.nii.gz"), "a.nii.gz is there and no summary that may be replaced"),
+        (("-o", "p/summary.json", "--nnunet", "dataset.json"), "dataset.json is there and no nnU-Net's summary"),
+        (("-o", "out.csv"), "two files of one name would be written"),
+        (("-o", "s.json", "--nnunet", "s.json"), "two files of one name would be written"),
+        (("-o", "s.json", "--nnunet", "s.csv"), "two files of one name would be written"),
+        (("-o", "p"), "p is a folder"),
+        (("--nnunet", "r"), "r is a folder"),
+    ],
+)
+def test_nothing_that_is_there_is_overwritten(
+    umamba: Umamba, folder: Path, options: tuple[str, ...], said: str
+) -> None:
+    before = snapshot(folder)
+    named = [option if option.startswith("-") else folder / option for option in options]
+    done = umamba("evaluate", folder / "p", folder / "r", "-j", 1, *named)
+    assert done.code == 2
+    assert said in done.err
+    assert "next: " in done.err
+    assert snapshot(folder) == before
+
+
+@pytest.mark.parametrize("output", ["", ".", "/"])
+def test_an_output_without_a_name_is_refused(umamba: Umamba, folder: Path, output: str) -> None:
+    done = umamba("evaluate", folder / "p", folder / "r", "-j", 1, "-o", output)
+    assert done.code == 2
+    assert "is a folder" in done.err
+
+
+def test_an_evaluation_replaces_an_earlier_one_but_not_that_of_nnunet(umamba: Umamba, folder: Path) -> None:
+    first = evaluate(umamba, folder, "--nnunet", folder / "theirs.json")
+    assert evaluate(umamba, folder, "--nnunet", folder / "theirs.json")["mean"] == first["mean"]
+    (folder / "theirs.json").replace(folder / "p" / "summary.json")
+    done = umamba("evaluate", folder / "p", folder / "r", "-j", 1)
+    assert done.code == 2
+    assert "summary.json is there and no summary that may be replaced" in done.err
+
+
+def test_the_background_is_no_instance(umamba: Umamba, folder: Path) -> None:
+    done = umamba("evaluate", folder / "p", folder / "r", "--instances", "0,1")
+    assert done.code == 2
+    assert "does not name two labels" in done.err
+    named = umamba("evaluate", folder / "p", folder / "r", "--instances", "interior,boundary")
+    assert "give its value, or --dataset, which knows names" in named.err

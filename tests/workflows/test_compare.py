@@ -205,6 +205,128 @@ def test_a_patient_on_both_sides_of_a_fold_is_refused(umamba: Umamba, own_worksp
     assert not (own_workspace / "runs").exists()
 
 
+def test_the_comparison_of_another_configuration_is_not_lost(umamba: Umamba, own_comparison: Path) -> None:
+    before = read(own_comparison)
+    done = umamba("compare", own_comparison, "--models", MODELS, "-c", "2d", "--no-train")
+    assert done.code == 2
+    assert "is the comparison of 3d_fullres, which would be lost" in done.err
+    assert read(own_comparison) == before
+    elsewhere = umamba(
+        "compare", own_comparison, "--models", MODELS, "-c", "2d", "--no-train", "-o", own_comparison / "2d"
+    )
+    assert elsewhere.code == 0, elsewhere.err
+    onto_a_file = umamba("compare", own_comparison, *SHORT, "-o", own_comparison / "plans.json")
+    assert onto_a_file.code == 2
+    assert "plans.json is no folder" in onto_a_file.err
+
+
+def test_what_cannot_be_timed_costs_no_comparison(umamba: Umamba, own_comparison: Path) -> None:
+    before = read(own_comparison)["comparison"]
+    (own_comparison / "compare" / "comparison.json").unlink()
+    shutil.rmtree(own_comparison / "preprocessed")
+    done = umamba("compare", own_comparison, *SHORT, "--no-train")
+    assert done.code == 0, done.err
+    assert "what unet costs is not known: " in done.err
+    assert read(own_comparison)["comparison"] == before
+    assert read(own_comparison)["costs"] == []
+
+
+def test_a_training_that_was_started_over_is_timed_again(umamba: Umamba, own_comparison: Path) -> None:
+    before = {cost["model"]: cost for cost in read(own_comparison)["costs"]}
+    record = own_comparison / "runs" / "unet__3d_fullres" / "fold_0" / "run.json"
+    record.write_text(json.dumps({**json.loads(record.read_text()), "started": "later"}))
+    assert umamba("compare", own_comparison, *SHORT, "--no-train").code == 0
+    after = {cost["model"]: cost for cost in read(own_comparison)["costs"]}
+    assert after["unet"]["timed"].endswith("later")
+    assert after["unet"]["seconds_a_case"] != before["unet"]["seconds_a_case"]
+    assert after["umamba-none"]["seconds_a_case"] == before["umamba-none"]["seconds_a_case"]
+
+
+def odd_costs(content: dict[str, Any]) -> None:
+    content["costs"][0]["model"] = ["unet"]
+    content["costs"][1]["seconds_a_case"] = "soon"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        odd_costs,
+        lambda content: content.update(costs=5),
+        lambda content: content.update(regime=None),
+        lambda content: content.clear(),
+    ],
+)
+def test_a_damaged_result_is_made_anew(
+    umamba: Umamba, own_comparison: Path, damage: Callable[[dict[str, Any]], object]
+) -> None:
+    before = read(own_comparison)
+    content = json.loads(json.dumps(before))
+    damage(content)
+    (own_comparison / "compare" / "comparison.json").write_text(json.dumps(content))
+    done = umamba("compare", own_comparison, *SHORT, "--no-train")
+    assert done.code == 0, done.err
+    assert read(own_comparison)["comparison"] == before["comparison"]
+
+
+@pytest.mark.parametrize(
+    "figures",
+    [
+        {"sizes": {"< 5": {"foo": 1}}}, {"sizes": 3}, {"dice": {"a": {"b": 1}}}, {"dice": 10**400}, {"lesions": 10**400},
+        {"dice": -math.inf}, {"dice": "a"},
+    ],
+)  # fmt: skip
+def test_a_damaged_evaluation_is_no_evaluation(
+    umamba: Umamba, own_comparison: Path, figures: dict[str, object]
+) -> None:
+    summary = own_comparison / "runs" / "unet__3d_fullres" / "fold_0" / "validation" / "summary.json"
+    content = json.loads(summary.read_text())
+    next(iter(content["cases"][0]["labels"].values())).update(figures)
+    summary.write_text(json.dumps(content))
+    done = umamba("compare", own_comparison, *SHORT, "--no-train", "--json")
+    assert done.code == 0, done.err
+    assert list(json.loads(done.out)["missing"]) == ["unet, fold 0, seed 0"]
+    assert umamba("report", own_comparison, "-q").code == 0
+
+
+def test_an_evaluation_of_other_cases_is_none(umamba: Umamba, own_comparison: Path) -> None:
+    summary = own_comparison / "runs" / "unet__3d_fullres" / "fold_0" / "validation" / "summary.json"
+    content = json.loads(summary.read_text())
+    content["cases"][0]["case"] = "another"
+    summary.write_text(json.dumps(content))
+    done = umamba("compare", own_comparison, *SHORT, "--no-train", "--json")
+    assert list(json.loads(done.out)["missing"]) == ["unet, fold 0, seed 0"]
+
+
+def test_a_folder_that_holds_another_model_is_refused(umamba: Umamba, own_comparison: Path) -> None:
+    record = own_comparison / "runs" / "unet__3d_fullres" / "fold_1" / "run.json"
+    record.write_text(json.dumps({**json.loads(record.read_text()), "model": "umamba-none"}))
+    done = umamba("compare", own_comparison, *SHORT, "--no-train")
+    assert done.code == 2
+    assert "unet, fold 1, seed 0: run.json is that of umamba-none, fold 1" in done.err
+
+
+def test_odd_lines_of_a_log_cost_what_they_hold(umamba: Umamba, own_comparison: Path) -> None:
+    log = own_comparison / "runs" / "unet__3d_fullres" / "fold_0" / "log.jsonl"
+    odd = ['{"epoch": 1, "mean_dice": NaN, "seconds": "x"}', '{"epoch": 2, "mean_dice": "y", "seconds": 1e999}']
+    odd.append('{"epoch": 3, "mean_dice": -1, "train_loss": 1e308, "val_loss": -1e308, "seconds": [1]}')
+    log.write_text("\n".join(odd))
+    (own_comparison / "compare" / "comparison.json").unlink()
+    done = umamba("compare", own_comparison, *SHORT, "--no-train", "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["costs"][0]["seconds_a_step"] > 0  # of the other fold
+    assert umamba("report", own_comparison, "-q").code == 0
+
+
+def test_settings_that_are_none_are_refused(umamba: Umamba, own_comparison: Path) -> None:
+    record = own_comparison / "runs" / "unet__3d_fullres" / "fold_0" / "run.json"
+    content = json.loads(record.read_text())
+    content["settings"]["epochs"] = "x"
+    record.write_text(json.dumps(content))
+    done = umamba("compare", own_comparison, *SHORT, "--no-train")
+    assert done.code == 2
+    assert "the settings are damaged" in done.err
+
+
 def test_epochs_until_most_of_the_final_dice() -> None:
     assert epochs_to_learn([0.0, 0.5, 0.7, 0.77, 0.8, 0.79, 0.8, 0.8, 0.8, 0.8]) == 4
     assert epochs_to_learn([math.nan, 0.8, 0.8]) == 2
@@ -303,6 +425,29 @@ def test_a_prediction_that_is_missing_counts_as_nothing_found(umamba: Umamba, pr
     means = [each["comparison"]["metrics"]["dice"]["models"][1]["mean"] for each in (before, after)]
     assert means[1] == pytest.approx(means[0] * 12 / 16, abs=0.01)
     assert after["comparison"]["metrics"]["dice"]["pairs"][0]["cases"] == 16
+
+
+def test_no_prediction_is_no_right_answer(umamba: Umamba, predictions: Path) -> None:
+    """Where nothing is to be found, one that finds a little is better than one that is not there."""
+    nothing = np.zeros((24, 32, 32), dtype=np.uint8)
+    little = nothing.copy()
+    little[0, 0, 0] = 1
+    write(predictions / "references" / "case_00.nii.gz", nothing)
+    write(predictions / "seed_1" / "case_00.nii.gz", little)
+    (predictions / "seed_0" / "case_00.nii.gz").unlink()
+    content = compare(umamba, predictions, "one=seed_0", "other=seed_1")
+    rows = {}
+    with (predictions / "out" / "cases.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            rows[row["model"], row["case"], row["label"]] = row["dice"]
+    assert rows["one", "case_00", "1"] == ""  # there was nothing to overlap with
+    absent = compare(umamba, predictions, "one=seed_1", "other=seed_1")["comparison"]["metrics"]["dice"]
+    assert absent["pairs"][0]["difference"] == 0
+    by_label = {label["label"]: label for label in content["comparison"]["metrics"]["dice"]["labels"]}
+    one, other = by_label["1"]["models"]
+    assert one["cases"] == other["cases"] == 16
+    means = [float(rows["one", f"case_{n:02d}", "1"]) for n in range(1, 16)]
+    assert one["mean"] == pytest.approx(sum(means) / 16)
 
 
 def test_missing_predictions_are_named_and_what_no_folder_predicts_is_left_out(

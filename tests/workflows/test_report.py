@@ -389,3 +389,23 @@ def test_a_folder_is_no_file(workspace: Workspace, tmp_path: Path) -> None:
 )
 def test_durations(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_a_report_replaces_no_other_file(workspace: Workspace) -> None:
+    write_report(workspace, workspace.folder / "report.html")
+    write_report(workspace, workspace.folder / "report.html")
+    before = workspace.plans_file.read_bytes()
+    with pytest.raises(InputError, match=r"plans.json is there and no report"):
+        write_report(workspace, workspace.plans_file)
+    assert workspace.plans_file.read_bytes() == before
+
+
+def test_a_comparison_with_ragged_tables_is_told_of(workspace: Workspace) -> None:
+    add_model(workspace.folder, "unet", by=1)
+    ragged = {"title": "Paired", "columns": ["pair", "Dice"], "rows": [["1"], ["1", "2", "3"]]}
+    content = {"verdicts": {"dice": "No."}, "mamba_verdict": None, "tables": [ragged]}
+    file = workspace.folder / "compare" / "comparison.json"
+    file.parent.mkdir()
+    file.write_text(json.dumps({**content, "trainings": [], "missing": {}, "made": ""}))
+    page, _ = written(workspace)
+    assert "The comparison is left out" in text_of(page, "summary")

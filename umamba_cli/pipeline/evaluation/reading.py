@@ -39,7 +39,7 @@ class SavedCase(pydantic.BaseModel):
     def _is_readable(self) -> SavedCase:
         try:
             self.metrics()
-        except (ArithmeticError, TypeError, ValueError) as error:
+        except (ArithmeticError, AttributeError, TypeError, ValueError) as error:
             raise ValueError(f"{self.case}: figures are no figures of a case ({error})") from error
         return self
 

@@ -207,7 +207,8 @@ def test_a_patient_on_both_sides_of_a_fold_is_refused(umamba: Umamba, own_worksp
 
 def test_the_comparison_of_another_configuration_is_not_lost(umamba: Umamba, own_comparison: Path) -> None:
     before = read(own_comparison)
-    done = umamba("compare", own_comparison, "--models", MODELS, "-c", "2d", "--no-train")
+    of_2d = ("compare", own_comparison, "--models", MODELS, "-c", "2d", "--no-train")
+    done = umamba(*of_2d)
     assert done.code == 2
     assert "is the comparison of 3d_fullres, which would be lost" in done.err
     assert read(own_comparison) == before
@@ -271,10 +272,15 @@ def test_a_damaged_result_is_made_anew(
 @pytest.mark.parametrize(
     "figures",
     [
-        {"sizes": {"< 5": {"foo": 1}}}, {"sizes": 3}, {"dice": {"a": {"b": 1}}}, {"dice": 10**400}, {"lesions": 10**400},
-        {"dice": -math.inf}, {"dice": "a"},
+        {"sizes": {"< 5": {"foo": 1}}},
+        {"sizes": 3},
+        {"dice": {"a": {"b": 1}}},
+        {"dice": 10**400},
+        {"lesions": 10**400},
+        {"dice": -math.inf},
+        {"dice": "a"},
     ],
-)  # fmt: skip
+)
 def test_a_damaged_evaluation_is_no_evaluation(
     umamba: Umamba, own_comparison: Path, figures: dict[str, object]
 ) -> None:

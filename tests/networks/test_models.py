@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from umamba_cli.pipeline.networks.registry import (
     register_model,
 )
 from umamba_cli.pipeline.networks.unet import UNet, count_parameters
+from umamba_cli.pipeline.runs.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 
 MODELS = (
     *("unet", "resenc", "umamba-none", "umamba-bot", "umamba-enc", "unet++", "attention-unet", "unetr++"),
@@ -159,11 +161,45 @@ def test_nothing_is_copied_around_a_mamba_layer_in_channels_last(axes: int, mixe
     assert ("clone", x.numel()) in copies.found  # such a copy would be seen
 
 
-def test_a_patch_that_does_not_fit_is_refused_with_one_that_does() -> None:
-    network = build_network("unet", plan(2))
-    with pytest.raises(InputError, match="multiples of") as error:
+@pytest.mark.parametrize("model", [*MODELS, *WITH_MAMBA[2:]])
+def test_a_patch_that_does_not_fit_is_refused_with_one_that_does(model: str) -> None:
+    network = network_of(model, 2)
+    with pytest.raises(InputError, match=r"a patch of \(16, 18\) does not fit the network") as error:
         network(torch.zeros(1, 2, 16, 18))
-    assert "(16, 20)" in error.value.next_step
+    # What has weights for each voxel fits the plan's size alone.
+    assert error.value.next_step in ("use (16, 20), the next size that fits", "use (16, 16)")
+    with pytest.raises(InputError, match="does not fit the network"):
+        network(torch.zeros(1, 2, 16, 2))
+
+
+@pytest.mark.parametrize("model", [*MODELS, *WITH_MAMBA[2:]])
+@pytest.mark.parametrize("dimensions", [2, 3])
+def test_a_checkpoint_has_all_of_a_network(model: str, dimensions: int, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = network_of(model, dimensions)
+    with torch.no_grad():
+        for p in network.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    write_checkpoint(tmp_path / "network.safetensors", Checkpoint(1, network.state_dict()))
+    again = network_of(model, dimensions).eval()
+    again.load_state_dict(read_checkpoint(tmp_path / "network.safetensors").weights)
+    x = torch.randn(1, 2, *(16,) * dimensions)
+    torch.testing.assert_close(again(x), network.eval()(x), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("model", [*MODELS, *WITH_MAMBA[2:]])
+@pytest.mark.parametrize("dimensions", [2, 3])
+def test_a_step_in_bfloat16_is_finite(model: str, dimensions: int) -> None:
+    torch.manual_seed(0)
+    network = network_of(model, dimensions)
+    layout = torch.channels_last if dimensions == 2 else torch.channels_last_3d
+    network.to(memory_format=layout)  # type: ignore[call-overload]
+    x = 3 * torch.randn(2, 2, *(16,) * dimensions).to(memory_format=layout)
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = network(x)
+    assert all(y.dtype in (torch.bfloat16, torch.float32) and y.isfinite().all() for y in outputs)
+    sum(y.float().square().mean() for y in outputs).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
 
 
 @pytest.mark.parametrize(

@@ -244,3 +244,27 @@ def test_the_reference_lies_dashed_over_the_labels(tmp_path: Path) -> None:
     white = [pixels_of(panel[:, 60:-60], "#FFFFFF", tolerance=40) for panel in panels]
     assert white[:2] == [0, 0]
     assert white[2] > 50
+
+
+def test_a_label_within_a_thin_rim_is_seen(tmp_path: Path) -> None:
+    found = np.zeros((1, 40, 40), dtype=np.uint8)
+    found[0, 10:30, 10:30] = 2
+    found[0, 12:28, 12:28] = 1
+    black = np.zeros((1, 40, 40), dtype=np.float32)
+    case = ShownCase(black, {"labels": found}, (1.0, 1.0, 1.0), {1: "interior", 2: "boundary"})
+    draw_overlay(tmp_path / "o.png", case, window=(0, 1))
+    interior = np.array([int(label_colour(0)[i : i + 2], 16) for i in (1, 3, 5)])
+    shown = picture(tmp_path / "o.png")
+    filled = np.all(np.abs(shown - 0.25 * interior) < 4, axis=-1)
+    assert filled.sum() > 0.05 * shown.shape[0] * shown.shape[1]
+
+
+def test_names_in_any_script_and_labels_of_any_size(umamba: Callable[..., Any], tmp_path: Path) -> None:
+    add(tmp_path, "病例", value=1)
+    big = labels(1).astype(np.uint64) * np.uint64(2**32)
+    write_volume(tmp_path / "labels" / "病例.nii.gz", big, grid())
+    done = umamba("overlay", tmp_path / "images", tmp_path / "labels", "-o", tmp_path / "out", "-j", 1)
+    assert done.code == 0, done.err
+    shown = picture(tmp_path / "out" / "病例.png")
+    assert pixels_of(shown, label_colour(0)) > 50  # 32 bits would have made 0 of it
+    assert "Glyph" not in done.err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import colorsys
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -40,6 +41,7 @@ _GREY = "#808080"
 _DOTS_PER_PIXEL, _MOST_DOTS_PER_INCH = 4, 240  # of outlines, so that two labels side by side show both
 _LINE_POINTS = (0.5, 1.8)  # the width of outlines: half a pixel, within these
 _INSET = 0.2  # pixels
+_FILLED = 0.25  # opacity within outlines
 _AXIS_NAMES = "zyx"
 _STRIPES = 30  # along a slice's longer side, as many gaps between them
 
@@ -109,8 +111,7 @@ def draw_side_by_side(
     place = f"slice {z + 1} of {len(image)}" if len(image) > 1 else ""
     figure.suptitle(", ".join(part for part in (title, place) if part))
     _draw_legend(figure, legend)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=_DOTS_PER_INCH)
+    _save(figure, path, _DOTS_PER_INCH)
 
 
 def draw_overlay(
@@ -157,9 +158,15 @@ def draw_overlay(
     _draw_legend(figure, legend)
     wanted = _DOTS_PER_PIXEL * max(turned.image.shape[1:3]) / _PANEL_INCHES
     dots = np.clip(wanted, _DOTS_PER_INCH, _MOST_DOTS_PER_INCH)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=float(dots))
+    _save(figure, path, float(dots))
     return tuple(chosen)
+
+
+def _save(figure: Any, path: Path, dots_per_inch: float) -> None:
+    with replacing(path) as temporary, warnings.catch_warnings():
+        # A box stands for a letter that the font lacks, and the name is the file's too.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
+        figure.savefig(temporary, format="png", dpi=dots_per_inch)
 
 
 @dataclass(frozen=True)
@@ -190,6 +197,8 @@ def _draw_row(row: Sequence[Any], case: ShownCase, z: int, look: _Look) -> None:
     row[0].text(0, -0.02, look.place, transform=row[0].transAxes, va="top", fontsize="small")
     for axes, (name, labels) in zip(row[1:], case.label_maps.items(), strict=True):
         axes.set_title(name)
+        # Outlines alone would hide each other where a label is a thin rim, as the boundaries of cells are.
+        axes.imshow(_tint(labels[z], look.names, _FILLED, factor), aspect=look.aspect, interpolation="nearest")
         _draw_outlines(axes, labels[z], look.names, factor)
         if name == REFERENCE and case.ignored is not None and (grey := labels[z] == case.ignored).any():
             axes.imshow(_stripes(smaller(grey, factor)), aspect=look.aspect, interpolation="nearest")
@@ -247,17 +256,21 @@ def _draw_image(axes: Any, pixels: NDArray[Any], aspect: float) -> None:
 
 
 def _draw_labels(axes: Any, labels: NDArray[Any], names: Mapping[int, str], aspect: float) -> None:
-    from matplotlib.colors import to_rgb
-
-    tint = np.zeros((*labels.shape, 4))
-    for index, value in enumerate(names):
-        mask = labels == value
-        tint[mask] = (*to_rgb(label_colour(index)), 0.35)
-    axes.imshow(tint, aspect=aspect, interpolation="nearest")
+    axes.imshow(_tint(labels, names, 0.35), aspect=aspect, interpolation="nearest")
     for index, value in enumerate(names):
         mask = labels == value
         if mask.any() and not mask.all() and min(mask.shape) > 1:
             axes.contour(mask.astype(float), levels=[0.5], colors=[label_colour(index)], linewidths=1.6)
+
+
+def _tint(labels: NDArray[Any], names: Mapping[int, str], opacity: float, factor: int = 1) -> NDArray[Any]:
+    """A picture (y, x, RGBA) of the labels' colours, made smaller by a factor; see-through where there is no label."""
+    from matplotlib.colors import to_rgb
+
+    tint = np.zeros((*smaller(labels != 0, factor).shape, 4))
+    for index, value in enumerate(names):
+        tint[smaller(labels == value, factor)] = (*to_rgb(label_colour(index)), opacity)
+    return tint
 
 
 def _stripes(mask: NDArray[np.bool_]) -> NDArray[Any]:

@@ -176,6 +176,7 @@ def _show(console: Console, evaluation: Evaluation, path: Path, part: Shard | No
         )
     of_shard = f" of shard {part}" if part else ""
     interval = f" (95 % interval {number(mean.low.dice)} to {number(mean.high.dice)})" if count > 1 else ""
-    console.say(f"mean Dice {number(mean.dice)}{interval} over {count} cases{of_shard}, in {path}")
+    cases = f"{count} case{'' if count == 1 else 's'}"
+    console.say(f"mean Dice {number(mean.dice)}{interval} over {cases}{of_shard}, in {path}")
     if part:
         console.say("next: when all shards are evaluated, the same command with --merge in place of --shard")

@@ -68,6 +68,18 @@ def test_verdict_says_what_it_rests_on() -> None:
     assert "(12 to 24 cases, 1 to 2 trainings a fold; " in compare_trainings(mixed, ONE).verdict
 
 
+def test_many_differences_are_told_in_short() -> None:
+    gains = {"a": 0.0, "b": 0.03, "c": 0.06, "d": 0.09, "e": 0.12}
+    verdict = of_gains(gains).verdict
+    assert verdict.startswith("10 pairs differ in Dice by 0.0")
+    assert ": e does better than 4 others, a worse than 4, over 40 cases" in verdict
+
+
+def test_what_one_training_of_each_shows_is_said_of_these_trainings() -> None:
+    assert of_gains({"one": 0, "other": 0.05}, seeds=1).verdict.startswith("In these trainings, other does better")
+    assert of_gains({"one": 0, "other": 0.05}).verdict.startswith("other does better than one")
+
+
 def test_the_margin_is_named_only_where_it_decides() -> None:
     generator = np.random.default_rng(0)
     first = list(np.linspace(0.5, 0.6, 20))

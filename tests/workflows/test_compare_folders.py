@@ -88,7 +88,7 @@ def test_the_same_model_with_other_seeds_shows_no_difference(umamba: Umamba, pre
 
 def test_a_model_with_a_dilated_label_is_found_out(umamba: Umamba, predictions: Path) -> None:
     once = compare(umamba, predictions, "model=seed_0", "dilated=dilated_1")
-    assert once["verdict"].startswith("model does better than dilated in Dice by 0.")
+    assert once["verdict"].startswith("In these trainings, model does better than dilated in Dice by 0.")
     twice = compare(umamba, predictions, "model=seed_0", "model=seed_1", "dilated=dilated_0", "dilated=dilated_1")
     assert twice["verdict"].startswith("model does better than dilated in Dice by 0.")
     by_label = {label["label"]: label["pairs"][0] for label in twice["comparison"]["metrics"]["dice"]["labels"]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
 
 LEVEL = 0.05
 """A difference is shown where its adjusted p-value is below this."""
+
+_MOST_CLAUSES = 3
+"""Of a sentence; more are told in short, and are in the tables."""
 
 WITHOUT_MAMBA = "umamba-none"
 WITH_MAMBA = ("umamba-bot", "umamba-enc")
@@ -54,7 +58,8 @@ def metric_verdict(
     notes = "; ".join(_notes(pairs, repetitions, margin))
     if not shown:
         return f"No difference shown in {metric} between {listed(models)} ({notes})."
-    return f"{_better(shown, metric)}{_others([pair for pair in pairs if not pair.shown])}, over {notes}."
+    which = "In these trainings, " if any(math.isnan(pair.p_trainings) for pair in shown) else ""
+    return f"{which}{_better(shown, metric)}{_others([pair for pair in pairs if not pair.shown])}, over {notes}."
 
 
 def labels_verdict(metric: str, labels: Mapping[str, Sequence[PairDifference]]) -> str | None:
@@ -137,13 +142,32 @@ def _better(pairs: Sequence[PairDifference], metric: str) -> str:
     winners: dict[frozenset[str], list[str]] = {}
     for winner, losers in beaten.items():
         winners.setdefault(frozenset(losers), []).append(winner)
+    if len(winners) > _MOST_CLAUSES:
+        return _in_short(pairs, metric)
     clauses: list[str] = []
     for names in winners.values():
         mine = [pair for pair in pairs if pair.better in names]
-        verb = "does" if len(names) == 1 else "do"
         where = "" if clauses else f" in {metric}"
-        clauses.append(f"{listed(names)} {verb} better than {listed(beaten[names[0]])}{where} by {_by(mine)}")
+        clauses.append(f"{listed(names)} {_does(names)} better than {listed(beaten[names[0]])}{where} by {_by(mine)}")
     return listed(clauses) if len(clauses) < 3 else "; ".join(clauses)
+
+
+def _in_short(pairs: Sequence[PairDifference], metric: str) -> str:
+    """How many pairs differ, and which models win and lose most often."""
+    wins = Counter(pair.better for pair in pairs)
+    losses = Counter(pair.first if pair.better == pair.second else pair.second for pair in pairs)
+    most, fewest = max(wins.values()), max(losses.values())
+    best, worst = (
+        [name for name in found if found[name] == count] for found, count in ((wins, most), (losses, fewest))
+    )
+    return (
+        f"{len(pairs)} pairs differ in {metric} by {_by(pairs)}: {listed(best)} {_does(best)} better than {most} "
+        f"others, {listed(worst)} worse than {fewest}"
+    )
+
+
+def _does(names: Sequence[str]) -> str:
+    return "does" if len(names) == 1 else "do"
 
 
 def _by(pairs: Sequence[PairDifference]) -> str:

@@ -80,6 +80,16 @@ def test_what_one_training_of_each_shows_is_said_of_these_trainings() -> None:
     assert of_gains({"one": 0, "other": 0.05}).verdict.startswith("other does better than one")
 
 
+def test_one_training_of_each_leaves_a_doubt_whether_mamba_helps() -> None:
+    gains = {"umamba-none": 0, "umamba-bot": 0.05}
+    once, twice = (of_gains(gains, seeds=seeds).mamba_verdict for seeds in (1, 2))
+    assert once is not None
+    assert once.startswith("Mamba helps on this data: ")
+    assert once.endswith(" It rests on one training of each, which may differ as much by chance.")
+    assert twice is not None
+    assert twice.endswith("; umamba-none is the same network without Mamba.")
+
+
 def test_the_margin_is_named_only_where_it_decides() -> None:
     generator = np.random.default_rng(0)
     first = list(np.linspace(0.5, 0.6, 20))

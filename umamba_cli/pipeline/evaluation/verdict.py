@@ -101,7 +101,9 @@ def mamba_verdict(metric: str, pairs: Sequence[PairDifference]) -> str | None:
     else:
         opening = "Mamba helps on this data"
     rest = _others([pair for pair in pairs if not pair.shown])
-    return f"{opening}: {_better(shown, metric)}{rest}; {WITHOUT_MAMBA} is the same network without Mamba."
+    is_unsure = any(math.isnan(pair.p_trainings) for pair in shown)
+    doubt = " It rests on one training of each, which may differ as much by chance." if is_unsure else ""
+    return f"{opening}: {_better(shown, metric)}{rest}; {WITHOUT_MAMBA} is the same network without Mamba.{doubt}"
 
 
 def listed(names: Sequence[str]) -> str:

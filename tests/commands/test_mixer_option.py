@@ -57,6 +57,19 @@ def test_a_mixer_goes_the_whole_way(umamba: Umamba, own_workspace: Path, tiny_da
     assert "--tag" in other.err
 
 
+def test_the_folds_of_a_folder_are_of_one_model(umamba: Umamba, own_workspace: Path) -> None:
+    train = ("train", own_workspace, "-m", "umamba-bot", "--tag", "mine", *QUICK)
+    assert umamba(*train, "--mixer", "s4d").code == 0
+    other = umamba(*train, "-f", 1)
+    assert other.code == 2
+    assert "beside it is a training of umamba-bot+s4d, not of umamba-bot" in other.err
+    assert "give -m umamba-bot+s4d" in other.err
+    assert umamba("train", own_workspace, "-m", "umamba-bot+mamba2", *QUICK).code == 0
+    selected = umamba("select", own_workspace)
+    assert "-m umamba-bot+s4d --tag mine -f 1-4" in selected.out + selected.err
+    assert "-m umamba-bot+mamba2 -f 1-4" in selected.out + selected.err
+
+
 def test_a_published_model_has_no_tag_of_its_own(umamba: Umamba, own_workspace: Path) -> None:
     named = ("train", own_workspace, "-m", "umamba-bot", "--mixer", "mamba", "--directions", "forward", *QUICK)
     assert umamba(*named).code == 0

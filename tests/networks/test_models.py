@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from umamba_cli.pipeline.errors import InputError
 from umamba_cli.pipeline.networks import registry
 from umamba_cli.pipeline.networks.architecture import Architecture, Mixer
+from umamba_cli.pipeline.networks.blocks import Convolution3d, convolution
 from umamba_cli.pipeline.networks.mamba import MambaBlock, MambaLayer
 from umamba_cli.pipeline.networks.normalization import LARGEST_BATCH, InstanceNorm
 from umamba_cli.pipeline.networks.registry import (
@@ -221,6 +222,39 @@ def test_an_architecture_survives_json() -> None:
     network = build_network("umamba-enc", plan(3))
     assert isinstance(network, UNet)
     assert Architecture.from_json(network.architecture.to_json()) == network.architecture
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_a_shallow_map_has_right_gradients_in_bfloat16(depth: int) -> None:
+    """PyTorch's own are made of memory that was never written where it is two voxels deep."""
+    torch.manual_seed(0)
+    layer = convolution(16, 16, (3, 3, 3)).to(memory_format=torch.channels_last_3d)
+    x = torch.randn(2, 16, depth, 5, 5).to(memory_format=torch.channels_last_3d)
+    dy = torch.randn(2, 16, depth, 5, 5).bfloat16()
+
+    def gradient(kind: torch.dtype) -> torch.Tensor:
+        layer.zero_grad()
+        filth = [torch.full((n,), float("nan"), dtype=torch.bfloat16) for n in (1000, 20_000, 200_000, 400_000)]
+        del filth
+        with torch.autocast("cpu", kind, enabled=kind == torch.bfloat16):
+            y = layer(x)
+        assert y.dtype == kind
+        y.backward(dy.to(kind))
+        return layer.weight.grad.clone()
+
+    wanted = gradient(torch.float32)
+    for _ in range(10):
+        found = gradient(torch.bfloat16)
+        if depth < 3:
+            torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+        else:  # where nothing is wrong, it stays in bfloat16
+            assert 1e-4 < float((found - wanted).abs().max()) < 1
+
+
+@pytest.mark.parametrize("model", [*MODELS, *WITH_MAMBA[2:]])
+def test_all_convolutions_are_guarded(model: str) -> None:
+    kinds = {type(module) for module in network_of(model, 3).modules() if isinstance(module, nn.Conv3d)}
+    assert kinds == {Convolution3d}
 
 
 def test_other_packages_can_add_models(monkeypatch: pytest.MonkeyPatch) -> None:

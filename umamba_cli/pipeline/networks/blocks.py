@@ -22,7 +22,31 @@ from umamba_cli.pipeline.networks.normalization import InstanceNorm
 
 NEGATIVE_SLOPE = 0.01
 
-CONVOLUTION: dict[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
+
+class Convolution3d(nn.Conv3d):
+    """A 3D convolution whose weights get right gradients on a CPU also where a map is two voxels deep.
+
+    There PyTorch's own one reads memory that was never written when it computes the weights' gradient in bfloat16
+    (torch 2.13, oneDNN): sometimes it is not finite, sometimes just wrong. Such small maps cost nothing in float32.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs, z, y, x) to (B, outputs, ...)."""
+        is_shallow = x.shape[2] <= 2 and self.kernel_size[0] > 1
+        if not (is_shallow and x.device.type == "cpu" and _autocast_takes(torch.bfloat16, "cpu")):
+            return super().forward(x)
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(x.float()).to(torch.bfloat16)
+
+
+def guard_convolutions(network: nn.Module) -> None:
+    """Make `Convolution3d` of the 3D convolutions of someone else's network."""
+    for module in network.modules():
+        if type(module) is nn.Conv3d:
+            module.__class__ = Convolution3d
+
+
+CONVOLUTION: dict[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: Convolution3d}
 TRANSPOSED: dict[int, type[nn.ConvTranspose2d] | type[nn.ConvTranspose3d]] = {
     2: nn.ConvTranspose2d,
     3: nn.ConvTranspose3d,
@@ -47,7 +71,7 @@ def convolution(
 
 def apply_to(x: Tensor, layer: nn.Module, *, unbounded: bool) -> Tensor:
     """`layer(x)`; where `x` is unbounded and autocast is set to float16, in float32."""
-    if unbounded and _autocast_takes_float16(x.device.type):
+    if unbounded and _autocast_takes(torch.float16, x.device.type):
         with torch.autocast(x.device.type, enabled=False):
             wide: Tensor = layer(x.float() if x.dtype == torch.float16 else x)
             return wide
@@ -55,10 +79,10 @@ def apply_to(x: Tensor, layer: nn.Module, *, unbounded: bool) -> Tensor:
     return y
 
 
-def _autocast_takes_float16(device_type: str) -> bool:
+def _autocast_takes(kind: torch.dtype, device_type: str) -> bool:
     if device_type == "meta":  # it knows no autocast
         return False
-    return torch.is_autocast_enabled(device_type) and torch.get_autocast_dtype(device_type) == torch.float16
+    return torch.is_autocast_enabled(device_type) and torch.get_autocast_dtype(device_type) == kind
 
 
 def initialise(module: nn.Module) -> None:

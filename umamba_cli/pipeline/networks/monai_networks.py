@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from umamba_cli.pipeline.errors import InputError
 from umamba_cli.pipeline.networks.architecture import Axes, require_multiples
+from umamba_cli.pipeline.networks.blocks import guard_convolutions
 from umamba_cli.pipeline.networks.heads import begin_with_frequencies
 
 if TYPE_CHECKING:
@@ -208,7 +209,9 @@ def _from_monai(name: str, **arguments: Any) -> Any:
         warnings.simplefilter("ignore", DeprecationWarning)
         from monai.networks import nets
 
-        return getattr(nets, name)(**arguments)
+        network = getattr(nets, name)(**arguments)
+    guard_convolutions(network)
+    return network
 
 
 def _next_multiple(size: Axes, multiple: int) -> Axes:

@@ -114,7 +114,9 @@ class Model:
             InputError: it lacks what must be installed, or the plan does not suit it.
         """
         if self.missing:
-            raise InputError(f"{self.name} needs more than is installed", next_step=f"pip install '{self.missing}'")
+            raise InputError(
+                f"{self.name} needs {self.missing}, which is not installed", next_step=f"pip install '{self.missing}'"
+            )
         return self.builder(plan)
 
 

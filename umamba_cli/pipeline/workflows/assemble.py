@@ -13,7 +13,7 @@ from torch import nn
 from umamba_cli.pipeline.data.store import Store
 from umamba_cli.pipeline.data.workspace import Run
 from umamba_cli.pipeline.devices import Compute
-from umamba_cli.pipeline.errors import WorkError
+from umamba_cli.pipeline.errors import InputError
 from umamba_cli.pipeline.inference.export import labels_of_logits
 from umamba_cli.pipeline.networks.registry import NetworkPlan, find_model
 from umamba_cli.pipeline.networks.unet import UNet
@@ -74,7 +74,7 @@ def seeded_network(record: RunRecord, settings: TrainingSettings, store: Store, 
 
     Raises:
         InputError: there is no such model, or it does not suit the plan.
-        WorkError: checkpointing is asked of a network that has none.
+        InputError: checkpointing is asked of a network that has none.
     """
     build = parts.network or find_model(record.model).build
     with torch.random.fork_rng(devices=()):
@@ -82,7 +82,7 @@ def seeded_network(record: RunRecord, settings: TrainingSettings, store: Store, 
         network = build(recorded_plan(record, store.class_frequencies(record.train_cases)))
     if settings.checkpointing:
         if not isinstance(network, UNet) and not hasattr(network, "checkpointing"):
-            raise WorkError(
+            raise InputError(
                 f"{record.model} cannot compute its feature maps anew", next_step="leave --checkpointing out"
             )
         network.checkpointing = True  # type: ignore[assignment]

@@ -169,7 +169,7 @@ def _origin(stage: _Stage) -> dict[str, Any]:
     first = stage.records[0]
     return {
         "program": "umamba",
-        "trainer": first.model,
+        "trainer": first.variant.title,
         "plans": first.plans.plans_name,
         "dataset": first.plans.dataset_name,
         "epochs": first.settings.get("epochs"),

@@ -135,7 +135,7 @@ def model_needs(
     """Build a model's network and count; what fails is noted, not raised."""
 
     def count(build: Callable[[], nn.Module]) -> ModelNeeds:
-        needs = f"umamba[{model.extra}]" if model.extra else ""
+        needs = f"umamba[{model.extra}]{'' if model.missing else ' (installed)'}" if model.extra else ""
         found = ModelNeeds(model.name, model.description, None, None, needs=needs)
         try:
             network = build()

@@ -7,6 +7,7 @@ import math
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from umamba_cli.pipeline.data.splits import Fold, read_folds
 from umamba_cli.pipeline.data.workspace import Run, Workspace
 from umamba_cli.pipeline.errors import InputError
 from umamba_cli.pipeline.inference.postprocessing import postprocessing_file, read_postprocessing
+from umamba_cli.pipeline.networks.architecture import ModelVariant
 from umamba_cli.pipeline.progress import OnProgress, ignore_progress
 from umamba_cli.pipeline.runs.record import read_record
 from umamba_cli.pipeline.workflows.cross_validation import CrossValidation, cross_validate
@@ -291,8 +293,12 @@ def _unfinished(workspace: Workspace, name: str, folds: Iterable[int], count: in
     model, *rest = name.split("__")
     if not rest:
         return LeftOut(name, why)
-    tag = ["--tag", rest[1]] if len(rest) > 1 else []
-    words = ["umamba", "train", str(workspace.folder), "-c", rest[0], "-m", model, *tag, "-f", _folds_text(missing)]
+    variant = ModelVariant(model)
+    with suppress(InputError, StopIteration):
+        variant = read_record(Run(next((workspace.runs / name).glob("fold_*/run.json")).parent)).variant
+    tag = ["--tag", rest[1]] if len(rest) > 1 and rest[1] != variant.tag else []
+    command = ["umamba", "train", str(workspace.folder), "-c", rest[0], "-m", variant.title, *tag]
+    words = [*command, "-f", _folds_text(missing)]
     return LeftOut(name, why, shlex.join(words))
 
 

@@ -153,6 +153,8 @@ def prepare_training(
         if not run.is_finished:
             compute = choose_compute(device, TrainingSettings.from_json(record.settings).precision)
     else:
+        if not job.restart:
+            _require_same_model_beside(run, variant)
         record = _new_record(job, plans, fold, dataset.description, compute, variant)
     before = choose_previous_runs(workspace, record) if not (goes_on and run.is_finished) else {}
     if before:
@@ -276,6 +278,17 @@ def _go_on(job: TrainingJob, run: Run, plans: Plans, fold: Fold, variant: ModelV
             next_step="start over with --restart, or keep both with --tag NAME",
         )
     return record
+
+
+def _require_same_model_beside(run: Run, variant: ModelVariant) -> None:
+    """The folds of a folder are averaged, so that all are of one model."""
+    for other in sorted(run.folder.parent.glob("fold_*/run.json")):
+        record = read_record(Run(other.parent))
+        if record.variant != variant:
+            raise InputError(
+                f"{other.parent} beside it is a training of {record.variant.title}, not of {variant.title}",
+                next_step=f"give -m {record.variant.title}, or keep both with another --tag",
+            )
 
 
 def _new_record(

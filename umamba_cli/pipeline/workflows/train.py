@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -283,8 +283,10 @@ def _go_on(job: TrainingJob, run: Run, plans: Plans, fold: Fold, variant: ModelV
 def _require_same_model_beside(run: Run, variant: ModelVariant) -> None:
     """The folds of a folder are averaged, so that all are of one model."""
     for other in sorted(run.folder.parent.glob("fold_*/run.json")):
-        record = read_record(Run(other.parent))
-        if record.variant != variant:
+        record = None
+        with suppress(InputError):  # a damaged one is refused where it is used
+            record = read_record(Run(other.parent))
+        if record is not None and record.variant != variant:
             raise InputError(
                 f"{other.parent} beside it is a training of {record.variant.title}, not of {variant.title}",
                 next_step=f"give -m {record.variant.title}, or keep both with another --tag",

@@ -55,8 +55,8 @@ class AttentionGate(nn.Module):
 class GatedDecoderStage(DecoderStage):
     """A stage of the U-Net's decoder behind a gate on its skip, whose gating signal is the map from below.
 
-    At full resolution there is no gate: the paper leaves the first skip alone, whose features are too close to the image
-    to be judged by.
+    At full resolution there is no gate: the paper leaves the first skip alone, whose features are too close to the
+    image to be judged by.
     """
 
     def __init__(self, a: Architecture, index: int) -> None:

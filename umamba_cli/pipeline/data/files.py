@@ -133,6 +133,15 @@ def link_or_copy(source: Path, target: Path) -> None:
             os.utime(temporary, ns=(state.st_atime_ns, state.st_mtime_ns))
 
 
+def beginning_of(path: Path, count: int) -> bytes:
+    """The first bytes of a file, white space before them left out; none where there is no file or it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return file.read(count).lstrip()
+    except OSError:
+        return b""
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all."""
     with replacing(path) as temporary:

@@ -8,11 +8,11 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from umamba_cli.pipeline.data.files import write_json, write_text
+from umamba_cli.pipeline.data.dataset import Label
+from umamba_cli.pipeline.data.files import beginning_of, write_json, write_text
 from umamba_cli.pipeline.errors import InputError
 from umamba_cli.pipeline.evaluation.case import CaseMetrics
 from umamba_cli.pipeline.evaluation.metrics import SCORES, Scores
@@ -47,13 +47,12 @@ def require_own_files(summary: Path, nnunet_summary: Path | None, *, with_table:
     for kind, path in paths.items():
         if not path.name or path.is_dir():
             raise InputError(f"{path} is a folder", next_step="give the name of a file, such as summary.json")
-        with suppress(OSError):
-            beginning = path.read_bytes()[:_LONGEST_BEGINNING].lstrip()
-            if beginning and not _BEGINNINGS[kind].match(beginning):
-                raise InputError(
-                    f"{path} is there and no {kind} that may be replaced",
-                    next_step="give another file with -o or --nnunet, or remove that one",
-                )
+        beginning = beginning_of(path, _LONGEST_BEGINNING)
+        if beginning and not _BEGINNINGS[kind].match(beginning):
+            raise InputError(
+                f"{path} is there and no {kind} that may be replaced",
+                next_step="give another file with -o or --nnunet, or remove that one",
+            )
     if len({path.absolute() for path in paths.values()}) < len(paths):
         raise InputError(
             f"{', '.join(map(str, paths.values()))}: two files of one name would be written",
@@ -82,10 +81,15 @@ def write_cases(path: Path, evaluation: Evaluation) -> None:
     table.writerow(["case", "predicted", "label", "name", *(distances.get(name, name) for name in SCORES)])
     for case in evaluation.worst_first:
         for label, name in evaluation.label_names.items():
-            numbers = (getattr(case.labels[label], figure) for figure in SCORES)
-            cells = ["" if math.isnan(number) else number for number in numbers]
-            table.writerow([case.case, "yes" if case.predicted else "no", str(label), name, *cells])
+            table.writerow(case_cells(case, label, name))
     write_text(path, text.getvalue())
+
+
+def case_cells(case: CaseMetrics, label: Label, name: str) -> list[object]:
+    """A row of a CSV file: case, whether it was predicted, label, its name, and all figures; empty for no number."""
+    numbers = (getattr(case.labels[label], figure) for figure in SCORES)
+    cells = ["" if math.isnan(number) else number for number in numbers]
+    return [case.case, "yes" if case.predicted else "no", str(label), name, *cells]
 
 
 def write_nnunet_summary(path: Path, evaluation: Evaluation) -> None:

@@ -14,6 +14,7 @@ from umamba_cli.pipeline.evaluation.case import Task
 from umamba_cli.pipeline.evaluation.comparison import MARGIN, compare_trainings
 from umamba_cli.pipeline.evaluation.evaluate import find_label_maps
 from umamba_cli.pipeline.evaluation.task import task_of
+from umamba_cli.pipeline.networks.architecture import ModelVariant
 from umamba_cli.pipeline.networks.registry import find_variant
 from umamba_cli.pipeline.planning.plans import read_plans
 from umamba_cli.pipeline.progress import OnProgress, Progress, ignore_progress
@@ -221,12 +222,12 @@ class _Comparing:
 
 def _run(job: ComparisonJob, model: str, seed: int, fold: int) -> Run:
     variant = find_variant(model)
-    return job.workspace.run(variant.model, job.configuration, fold, _tag(model, seed))
+    return job.workspace.run(variant.model, job.configuration, fold, _tag(variant, seed))
 
 
-def _tag(model: str, seed: int) -> str:
+def _tag(variant: ModelVariant, seed: int) -> str:
     """The first training has that of its variant alone, so that one that was there before is taken."""
-    return "-".join(part for part in (find_variant(model).tag, f"seed-{seed}" if seed else "") if part)
+    return "-".join(part for part in (variant.tag, f"seed-{seed}" if seed else "") if part)
 
 
 def _refuse_contradictions(job: ComparisonJob) -> None:
@@ -271,7 +272,7 @@ def _training(job: ComparisonJob, place: Place, chosen: SettingsChosen) -> Train
         configuration=job.configuration,
         model=place.model,
         fold=place.fold,
-        tag=_tag(place.model, place.seed),
+        tag=_tag(find_variant(place.model), place.seed),
         chosen=replace(chosen, seed=None if place.run.configuration_file.is_file() else place.seed),
         device=job.device,
         workers=job.workers,

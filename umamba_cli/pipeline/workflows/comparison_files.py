@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,9 +13,9 @@ import umamba_cli
 from umamba_cli.pipeline.data.files import read_json, write_json, write_text
 from umamba_cli.pipeline.data.workspace import Workspace
 from umamba_cli.pipeline.errors import InputError
-from umamba_cli.pipeline.evaluation.case import CaseMetrics
 from umamba_cli.pipeline.evaluation.comparison import Comparison
 from umamba_cli.pipeline.evaluation.metrics import SCORES
+from umamba_cli.pipeline.evaluation.tables import case_cells
 from umamba_cli.pipeline.reporting.html_report import Table
 from umamba_cli.pipeline.runs.record import now
 from umamba_cli.pipeline.workflows.compare_tables import comparison_tables
@@ -128,16 +127,8 @@ def write_comparison(result: ComparisonResult, sources: Sequence[Source]) -> Com
     table.writerow(["model", "seed", "fold", "case", "predicted", "label", "name", *SCORES])
     for source in sources:
         for case in source.cases:
-            table.writerows([source.model, source.seed, source.fold, *row] for row in _rows(case, source.label_names))
+            rows = (case_cells(case, label, source.label_names.get(str(label), "")) for label in case.labels)
+            table.writerows([source.model, source.seed, source.fold, *row] for row in rows)
     write_text(result.file.with_name("cases.csv"), text.getvalue())
     write_json(result.file, result.to_json())
     return result
-
-
-def _rows(case: CaseMetrics, names: Mapping[str, str]) -> list[list[object]]:
-    rows = []
-    for label, metrics in case.labels.items():
-        numbers = [getattr(metrics, name) for name in SCORES]
-        cells = ["" if math.isnan(number) else number for number in numbers]
-        rows.append([case.case, "yes" if case.predicted else "no", str(label), names.get(str(label), ""), *cells])
-    return rows

@@ -17,7 +17,7 @@ from typing import Any
 
 import umamba_cli
 from umamba_cli.pipeline.data.dataset import Dataset, DatasetDescription
-from umamba_cli.pipeline.data.files import read_model, write_text
+from umamba_cli.pipeline.data.files import beginning_of, read_model, write_text
 from umamba_cli.pipeline.data.splits import read_folds
 from umamba_cli.pipeline.data.workspace import Workspace
 from umamba_cli.pipeline.errors import InputError
@@ -125,10 +125,9 @@ def _require_own_file(path: Path) -> None:
     """An older report may be replaced, but no plans and no images."""
     if path.is_dir() or not path.name:
         raise InputError(f"{path} is a folder", next_step="give the name of a file with -o")
-    with suppress(OSError):
-        beginning = path.read_bytes()[:_LONGEST_BEGINNING].lstrip().lower()
-        if beginning and not beginning.startswith(b"<!doctype html"):
-            raise InputError(f"{path} is there and no report", next_step="give another file with -o, or remove it")
+    beginning = beginning_of(path, _LONGEST_BEGINNING).lower()
+    if beginning and not beginning.startswith(b"<!doctype html"):
+        raise InputError(f"{path} is there and no report", next_step="give another file with -o, or remove it")
 
 
 def _content(

@@ -4,11 +4,12 @@ Networks of two stages, so that the bottleneck has an eighth as many tokens as t
 Mamba layer in the bottleneck), `umamba-enc` (one in each stage), and `attention`, the same network with a transformer
 block in the bottleneck (layer norm, self-attention of every token to every token, layer norm, two linear layers;
 Vaswani et al. 2017, Dosovitskiy et al. 2021). PyTorch's fused attention never holds the matrix of all pairs, so its
-memory is linear; its time is not. Besides two transformers made to be cheaper: `unetr++`, whose bottleneck attends to
-64 projected tokens and among channels, and `swin-unetr` (with the extra `monai`), five stages that attend within
-windows and want patches in multiples of 32, to which smaller ones are padded. A step is the training loop's own, with
-a batch of 1. Because the convolutions hide much of the layers' cost, forward and backward pass of one Mamba layer and
-of one transformer block, with as many tokens as the bottleneck has, are rows of their own.
+memory is linear; its time is not. Besides three published transformers: `unetr++`, whose bottleneck attends to 64
+projected tokens and among channels, and two of the extra `monai`, to whose multiples smaller patches are padded:
+`unetr`, which attends from every token to every other, but whose tokens are 16x16x16 voxels, and `swin-unetr`, whose
+five stages attend within windows. A step is the training loop's own, with a batch of 1. Because the convolutions hide
+much of the layers' cost, forward and backward pass of one Mamba layer and of one transformer block, with as many tokens
+as the bottleneck has, are rows of their own.
 
 The volume doubles from row to row. Seconds are the fastest of the rounds, each of which goes through all volumes.
 Memory is the most that is allocated at one time during a step on top of what was before it (parameters, the optimizer's
@@ -48,7 +49,7 @@ SMALLEST, DOUBLINGS = {"cpu": (16, 32, 32), "cuda": (32, 64, 64)}, {"cpu": 4, "c
 SECONDS_OF_CLOCK = 1.0
 """So long a step is repeated in a round, but at least once."""
 
-NETWORKS = ("umamba-bot", "umamba-enc", "attention", "unetr++", "swin-unetr")
+NETWORKS = ("umamba-bot", "umamba-enc", "attention", "unetr++", "unetr", "swin-unetr")
 LARGEST_EXPONENT = 1.1
 LINEAR = ("umamba-bot", "umamba-enc", "Mamba layer")
 MIB = 1024**2
@@ -332,7 +333,7 @@ def plot(subjects: list[Subject], file: Path) -> None:
     from matplotlib import pyplot as plt
     from matplotlib.ticker import NullFormatter
 
-    figure, panels = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
+    figure, panels = plt.subplots(1, 2, figsize=(11, 5.5), layout="constrained")
     for panel, index, unit in zip(panels, (0, 1), ("seconds", "MiB"), strict=True):
         for subject in subjects:
             costs = (subject.seconds, subject.mib)[index]
@@ -341,7 +342,7 @@ def plot(subjects: list[Subject], file: Path) -> None:
         panel.set(xlabel="voxels of the patch", ylabel=unit)
         panel.xaxis.set_minor_formatter(NullFormatter())
         panel.grid(which="both", alpha=0.3)
-        panel.legend(fontsize=8)
+        panel.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.13))
     figure.savefig(file, dpi=150)
     plt.close(figure)
 

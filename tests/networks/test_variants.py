@@ -51,10 +51,14 @@ def test_what_is_no_variant_is_refused(text: str, said: str) -> None:
         find_variant(text)
 
 
-def test_options_go_before_the_name() -> None:
-    assert find_variant("umamba-bot+s4d", "mamba2").title == "umamba-bot+mamba2"
-    assert find_variant("umamba-bot+s4d", None, "both").title == "umamba-bot+s4d-both"
-    assert find_variant("umamba-bot+s4d", "mamba", "forward").title == "umamba-bot"
+def test_options_add_to_the_name() -> None:
+    assert find_variant("umamba-bot", "s4d").title == "umamba-bot+s4d"
+    assert find_variant("umamba-bot+s4d", "s4d", "both").title == "umamba-bot+s4d-both"
+    assert find_variant("umamba-bot+both", "mamba", "both").title == "umamba-bot+both"
+    with pytest.raises(InputError, match=r"umamba-bot\+s4d has the mixer s4d, not mamba2"):
+        find_variant("umamba-bot+s4d", "mamba2")
+    with pytest.raises(InputError, match=r"umamba-bot\+both has the scan directions both, not forward"):
+        find_variant("umamba-bot+both", None, "forward")
     with pytest.raises(InputError, match="there is no mixer 's5'") as error:
         find_variant("umamba-bot", "s5")
     assert error.value.next_step == "choose mamba, s4d, mamba2"

@@ -2,8 +2,8 @@
 
 Sources: Zhu et al., "Vision Mamba", arXiv 2401.09417, algorithm 1 (the sequence and its reverse: projections are
 shared, convolution and state space model are each direction's own, the gated outputs are summed); Liu et al., "VMamba",
-arXiv 2401.10166, section 4.2 (the cross-scan of a picture: along rows and along columns, both ways); Xing et al.,
-"SegMamba", arXiv 2401.13560, section 2.2 (a volume read along each of its axes).
+arXiv 2401.10166 (the cross-scan of a picture: along rows and along columns, both ways); Xing et al., "SegMamba", arXiv
+2401.13560 (the tri-orientated Mamba: a volume read along each of its axes).
 
 Axes: B batch, z, y, x of the map, C feature maps, L tokens, D inner channels, E numbers a token is projected to.
 """

@@ -157,11 +157,11 @@ def find_variant(text: str, mixer: str | None = None, scan_directions: str | Non
 
     Args:
         text: as `ModelVariant.title` writes it; the name of a model alone is the model as published.
-        mixer: in place of what the text says; None keeps that.
+        mixer: where the text does not say it; None: what the text says, or as published.
         scan_directions: the same.
 
     Raises:
-        InputError: there is no such model or choice, or the model has no layers to choose.
+        InputError: there is no such model or choice, two that contradict each other, or no layers to choose.
     """
     name, _, choices = (text, "", "") if text in available_models() else text.partition("+")  # unet++ is a name
     model = find_model(name)
@@ -173,10 +173,13 @@ def find_variant(text: str, mixer: str | None = None, scan_directions: str | Non
             raise InputError(f"there is no model {text!r}", next_step=f"write NAME, or NAME+CHOICES, of {known}")
         chosen[kind] = choice
     for kind, given in (("mixer", mixer), ("scan_directions", scan_directions)):
-        if given is not None and given not in _CHOICES[kind]:
-            what = kind.replace("_", " ")
+        if given is None:
+            continue
+        what = kind.replace("_", " ")
+        if given not in _CHOICES[kind]:
             raise InputError(f"there is no {what} {given!r}", next_step=f"choose {', '.join(_CHOICES[kind])}")
-        chosen |= {kind: given} if given is not None else {}
+        if chosen.setdefault(kind, given) != given:
+            raise InputError(f"{text} has the {what} {chosen[kind]}, not {given}", next_step="leave out one of the two")
     variant = ModelVariant(name, **chosen)
     if variant.tag and not model.has_mixer:
         some = ", ".join(sorted(name for name, model in available_models().items() if model.has_mixer))

@@ -144,7 +144,7 @@ def test_five_cases_are_too_few_and_six_are_not() -> None:
             "; no difference is shown between umamba-none and umamba-enc",
         ),
         (-0.03, 0.0, "That Mamba helps is not shown on this data, and one way of using it does harm: ", ""),
-        (0.03, -0.03, "Whether Mamba helps on this data depends on where it sits: umamba-bot does better", ""),
+        (0.03, -0.03, "Whether Mamba helps on this data depends on how it is used: umamba-bot does better", ""),
     ],
 )  # fmt: skip
 def test_mamba_verdict(bot: float, enc: float, opening: str, closing: str) -> None:
@@ -153,3 +153,12 @@ def test_mamba_verdict(bot: float, enc: float, opening: str, closing: str) -> No
     assert verdict.startswith(opening)
     assert verdict.endswith(f"{closing}; umamba-none is the same network without Mamba.")
     assert "unet" not in verdict
+
+
+def test_s4d_is_no_mamba() -> None:
+    """It selects nothing, so that what it does says nothing of Mamba; Mamba-2 and other directions are Mamba."""
+    assert of_gains({"umamba-none": 0, "umamba-bot+s4d": -0.03, "umamba-enc+s4d-both": 0.03}).mamba_verdict is None
+    verdict = of_gains({"umamba-none": 0, "umamba-bot+s4d": -0.03, "umamba-bot+mamba2-both": 0.03}).mamba_verdict
+    assert verdict is not None
+    assert verdict.startswith("Mamba helps on this data: umamba-bot+mamba2-both does better")
+    assert "s4d" not in verdict

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
+from small_trainings import PLAN, SETTINGS
 from torch import Tensor, nn
 
+from umamba_cli.pipeline.devices import Compute
+from umamba_cli.pipeline.networks import mamba2
 from umamba_cli.pipeline.networks.blocks import convolution
 from umamba_cli.pipeline.networks.costs import multiply_adds
 from umamba_cli.pipeline.networks.mamba import MambaBlock, MambaLayer
+from umamba_cli.pipeline.networks.registry import find_model
+from umamba_cli.pipeline.training.losses import SegmentationLoss
+from umamba_cli.pipeline.workflows.models import ModelNeeds, model_needs
 
 
 def test_a_convolution_has_one_for_each_weight_and_voxel() -> None:
@@ -55,3 +62,23 @@ def test_every_mixer_is_counted_and_grows_with_the_tokens(mixer: str) -> None:
     assert 1.8 < count(32) / count(16) < 2.3
     assert 1.2 < count(16, "both") / count(16) < 2
     assert count(16, "both") < count(16, "axes") < 2 * count(16, "both")
+
+
+def test_pieces_that_are_alike_are_counted_as_if_all_were_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mamba2, "_PIECE_ELEMENTS", 1 << 15)  # dozens of pieces
+    compute = Compute(torch.device("cpu"), "bf16", "a test")
+
+    def needs() -> ModelNeeds:
+        plan = replace(PLAN, mixer="mamba2", scan_directions="both")
+        return model_needs(find_model("umamba-enc"), plan, SETTINGS, compute, loss=SegmentationLoss(batch_dice=False))
+
+    found = needs()
+    computed: list[int] = []
+
+    def all_pieces(_x: Tensor, pieces: int) -> range:
+        computed.append(pieces)
+        return range(pieces)
+
+    monkeypatch.setattr(mamba2, "_computed_pieces", all_pieces)
+    assert found == needs()
+    assert max(computed) > 10

@@ -38,12 +38,14 @@ def test_a_variant_has_a_name(text: str, variant: ModelVariant, tag: str, title:
     ("text", "said"),
     [
         ("nothing", "there is no model 'nothing'"),
-        ("nothing+s4d", "there is no model 'nothing'"),
+        ("nothing+s4d", "there is no model 'nothing\\+s4d'"),
         ("umamba-bot+", "there is no model 'umamba-bot\\+'"),
         ("umamba-bot+s5", "there is no model 'umamba-bot\\+s5'"),
         ("umamba-bot+s4d-mamba2", "there is no model"),
         ("unet+s4d", "unet has no state space layers"),
-        ("unet+++s4d", "there is no model"),
+        ("unet+++s4d", "unet\\+\\+ has no state space layers"),
+        ("unet+forward", "unet has no state space layers"),
+        ("umamba-none+mamba", "umamba-none has no state space layers"),
     ],
 )
 def test_what_is_no_variant_is_refused(text: str, said: str) -> None:
@@ -57,12 +59,13 @@ def test_options_add_to_the_name() -> None:
     assert find_variant("umamba-bot+both", "mamba", "both").title == "umamba-bot+both"
     with pytest.raises(InputError, match=r"umamba-bot\+s4d has the mixer s4d, not mamba2"):
         find_variant("umamba-bot+s4d", "mamba2")
-    with pytest.raises(InputError, match=r"umamba-bot\+both has the scan directions both, not forward"):
+    with pytest.raises(InputError, match=r"umamba-bot\+both has the directions both, not forward"):
         find_variant("umamba-bot+both", None, "forward")
     with pytest.raises(InputError, match="there is no mixer 's5'") as error:
         find_variant("umamba-bot", "s5")
     assert error.value.next_step == "choose mamba, s4d, mamba2"
-    with pytest.raises(InputError, match="there is no scan directions 'up'"):
+    with pytest.raises(InputError, match="there is no directions 'up'"):
         find_variant("umamba-bot", None, "up")
-    with pytest.raises(InputError, match="umamba-none has no state space layers"):
-        find_variant("umamba-none", "s4d")
+    for given in (("s4d", None), ("mamba", None), (None, "forward")):
+        with pytest.raises(InputError, match="umamba-none has no state space layers"):
+            find_variant("umamba-none", *given)

@@ -21,7 +21,10 @@ _MOST_CLAUSES = 3
 
 WITHOUT_MAMBA = "umamba-none"
 WITH_MAMBA = ("umamba-bot", "umamba-enc")
-"""Variants too, such as `umamba-bot+s4d`."""
+"""Variants too, such as `umamba-bot+mamba2-both`, but for those of `NOT_MAMBA`."""
+
+NOT_MAMBA = "s4d"
+"""The mixer that is no Mamba: it selects nothing."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +82,7 @@ def mamba_verdict(metric: str, pairs: Sequence[PairDifference]) -> str | None:
     pairs = [
         pair
         for pair in pairs
-        if WITHOUT_MAMBA in (pair.first, pair.second)
-        and {name.partition("+")[0] for name in (pair.first, pair.second)} & {*WITH_MAMBA}
+        if WITHOUT_MAMBA in (pair.first, pair.second) and (_has_mamba(pair.first) or _has_mamba(pair.second))
     ]
     if not pairs:
         return None
@@ -97,13 +99,18 @@ def mamba_verdict(metric: str, pairs: Sequence[PairDifference]) -> str | None:
     elif len(harmful) == len(shown):
         opening = "That Mamba helps is not shown on this data, and one way of using it does harm"
     elif harmful:
-        opening = "Whether Mamba helps on this data depends on where it sits"
+        opening = "Whether Mamba helps on this data depends on how it is used"
     else:
         opening = "Mamba helps on this data"
     rest = _others([pair for pair in pairs if not pair.shown])
     is_unsure = any(math.isnan(pair.p_trainings) for pair in shown)
     doubt = " It rests on one training of each, which may differ as much by chance." if is_unsure else ""
     return f"{opening}: {_better(shown, metric)}{rest}; {WITHOUT_MAMBA} is the same network without Mamba.{doubt}"
+
+
+def _has_mamba(name: str) -> bool:
+    model, _, choices = name.partition("+")
+    return model in WITH_MAMBA and NOT_MAMBA not in choices.split("-")
 
 
 def listed(names: Sequence[str]) -> str:

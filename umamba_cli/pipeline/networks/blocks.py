@@ -24,16 +24,17 @@ NEGATIVE_SLOPE = 0.01
 
 
 class Convolution3d(nn.Conv3d):
-    """A 3D convolution whose weights get right gradients on a CPU also where a map is two voxels deep.
+    """A 3D convolution whose weights get right gradients on a CPU also where a map is shorter than the kernel.
 
     There PyTorch's own one reads memory that was never written when it computes the weights' gradient in bfloat16
-    (torch 2.13, oneDNN): sometimes it is not finite, sometimes just wrong. Such small maps cost nothing in float32.
+    (torch 2.13, oneDNN): sometimes it is not finite, sometimes just wrong, and with a kernel of 7 the process may end.
+    Such small maps cost nothing in float32.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, inputs, z, y, x) to (B, outputs, ...)."""
-        is_shallow = x.shape[2] <= 2 and self.kernel_size[0] > 1
-        if not (is_shallow and x.device.type == "cpu" and _autocast_takes(torch.bfloat16, "cpu")):
+        is_short = any(n < k for n, k in zip(x.shape[2:], self.kernel_size, strict=True))
+        if not (is_short and x.device.type == "cpu" and _autocast_takes(torch.bfloat16, "cpu")):
             return super().forward(x)
         with torch.autocast("cpu", enabled=False):
             return super().forward(x.float()).to(torch.bfloat16)

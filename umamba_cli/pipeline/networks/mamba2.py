@@ -13,11 +13,13 @@ inner channels; a sequence is cut into K chunks of Q tokens (i, j: tokens in a c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses import FakeTensor
 from torch.autograd.function import once_differentiable
 
 from umamba_cli.pipeline.networks.scan import causal_convolution
@@ -166,13 +168,18 @@ class _InPieces(torch.autograd.Function):
         batch, length, heads, channels = sequences.x_BLHP.shape
         h_BHPN = sequences.x_BLHP.new_zeros(batch, heads, channels, sequences.B_BLN.shape[-1])
         y_BLHP = sequences.x_BLHP.new_empty(sequences.x_BLHP.shape)
+        firsts = range(0, length, piece)
+        computed = _computed_pieces(sequences.x_BLHP, len(firsts))
+        if len(computed) < len(firsts) and not any(ctx.needs_input_grad):
+            _count_operations(h_BHPN, sequences, chunk, piece, left_out=len(firsts) - len(computed))
         states = []
-        for first in range(0, length, piece):
+        for index, first in enumerate(firsts):
             states.append(h_BHPN)
             tokens = _whole_chunks(min(piece, length - first), chunk)
-            y_part, h_BHPN = _piece(h_BHPN, sequences.part(first, tokens), chunk)
+            if index in computed:
+                y_part, h_BHPN = _piece(h_BHPN, sequences.part(first, tokens), chunk)
+                y_BLHP[:, first : first + piece] = y_part[:, : length - first]
             h_BHPN = h_BHPN.clone()  # a view would keep the states of all the piece's chunks
-            y_BLHP[:, first : first + piece] = y_part[:, : length - first]
         ctx.chunk, ctx.piece = chunk, piece
         ctx.save_for_backward(*tensors, *states)
         return y_BLHP
@@ -185,7 +192,7 @@ class _InPieces(torch.autograd.Function):
         length, piece = sequences.x_BLHP.shape[1], ctx.piece
         found = [sequence.new_empty(sequence.shape) for sequence in sequences]
         dh_BHPN = torch.zeros_like(states[0]) if states else None
-        for index in reversed(range(len(states))):
+        for index in reversed(_computed_pieces(sequences.x_BLHP, len(states))):
             first = index * piece
             tokens = _whole_chunks(min(piece, length - first), ctx.chunk)
             dy_part = F.pad(gradients[0][:, first : first + piece], (0, 0, 0, 0, 0, max(0, first + tokens - length)))
@@ -196,6 +203,20 @@ class _InPieces(torch.autograd.Function):
             for whole, part in zip(found, of_part, strict=True):
                 whole[:, first : first + piece] = part[:, : length - first]
         return (None, None, *found)
+
+
+def _computed_pieces(x_BLHP: Tensor, pieces: int) -> Sequence[int]:
+    """The numbers of the pieces to compute: all, but of fake tensors, which are there to count memory, first and last.
+
+    What is alive at one time is the same in each, and to count thousands of them would take minutes.
+    """
+    return range(0, pieces, max(1, pieces - 1)) if isinstance(x_BLHP, FakeTensor) else range(pieces)
+
+
+def _count_operations(h_BHPN: Tensor, sequences: _Sequences, chunk: int, piece: int, *, left_out: int) -> None:
+    """Let a counter of operations see the pieces that are left out, as many items of a batch."""
+    middle = _Sequences(*(t[:, : left_out * piece].unflatten(1, (-1, piece)).flatten(0, 1) for t in sequences))
+    _piece(h_BHPN.repeat(left_out, 1, 1, 1), middle, chunk)
 
 
 def _whole_chunks(tokens: int, chunk: int) -> int:

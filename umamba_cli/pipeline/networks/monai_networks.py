@@ -202,14 +202,25 @@ class CheckpointedSwin(PaddedNetwork):
 
 
 def _from_monai(name: str, **arguments: Any) -> Any:
-    """A network of MONAI, which is imported here so that nobody waits for it who does not ask for it."""
+    """A network of MONAI, which is imported here so that nobody waits for it who does not ask for it.
+
+    Raises:
+        InputError: the MONAI that is installed does not know it, or not like this.
+    """
     with warnings.catch_warnings():
         # Of its own and of its dependencies' future, which is not the user's to change.
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", DeprecationWarning)
+        import monai
         from monai.networks import nets
 
-        network = getattr(nets, name)(**arguments)
+        try:
+            network = getattr(nets, name)(**arguments)
+        except (AttributeError, TypeError) as error:  # an older one, with other arguments
+            raise InputError(
+                f"MONAI {monai.__version__} cannot build {name} as umamba wants it: {error}",
+                next_step="pip install --upgrade 'umamba[monai]'",
+            ) from error
     guard_convolutions(network)
     return network
 

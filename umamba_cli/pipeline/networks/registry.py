@@ -122,7 +122,7 @@ class Model:
 
 _MODULES_OF_EXTRA = {"monai": ("monai", "einops")}  # MONAI's transformers need einops, but it does not ask for it
 
-_CHOICES: Mapping[str, tuple[str, ...]] = {"mixer": get_args(Mixer), "scan_directions": get_args(ScanDirections)}
+_CHOICES: Mapping[str, tuple[str, ...]] = {"mixer": get_args(Mixer), "directions": get_args(ScanDirections)}
 
 _MODELS: dict[str, Model] = {}
 
@@ -163,28 +163,29 @@ def find_variant(text: str, mixer: str | None = None, scan_directions: str | Non
     Raises:
         InputError: there is no such model or choice, two that contradict each other, or no layers to choose.
     """
-    name, _, choices = (text, "", "") if text in available_models() else text.partition("+")  # unet++ is a name
+    models = available_models()
+    name, plus, choices = text.rpartition("+")
+    if text in models or name not in models:  # unet++ is a name
+        name, plus = text, ""
     model = find_model(name)
     chosen: dict[str, Any] = {}
-    for choice in choices.split("-") if name != text else []:
+    for choice in choices.split("-") if plus else []:
         kind = next((kind for kind, known in _CHOICES.items() if choice in known), None)
         if kind is None or kind in chosen:
             known = " and ".join(", ".join(each) for each in _CHOICES.values())
             raise InputError(f"there is no model {text!r}", next_step=f"write NAME, or NAME+CHOICES, of {known}")
         chosen[kind] = choice
-    for kind, given in (("mixer", mixer), ("scan_directions", scan_directions)):
+    for kind, given in (("mixer", mixer), ("directions", scan_directions)):
         if given is None:
             continue
-        what = kind.replace("_", " ")
         if given not in _CHOICES[kind]:
-            raise InputError(f"there is no {what} {given!r}", next_step=f"choose {', '.join(_CHOICES[kind])}")
+            raise InputError(f"there is no {kind} {given!r}", next_step=f"choose {', '.join(_CHOICES[kind])}")
         if chosen.setdefault(kind, given) != given:
-            raise InputError(f"{text} has the {what} {chosen[kind]}, not {given}", next_step="leave out one of the two")
-    variant = ModelVariant(name, **chosen)
-    if variant.tag and not model.has_mixer:
-        some = ", ".join(sorted(name for name, model in available_models().items() if model.has_mixer))
+            raise InputError(f"{text} has the {kind} {chosen[kind]}, not {given}", next_step="leave out one of the two")
+    if chosen and not model.has_mixer:
+        some = ", ".join(sorted(name for name, model in models.items() if model.has_mixer))
         raise InputError(f"{name} has no state space layers to choose", next_step=f"choose one of {some} for that")
-    return variant
+    return ModelVariant(name, chosen.get("mixer", "mamba"), chosen.get("directions", "forward"))
 
 
 def build_network(name: str, plan: NetworkPlan) -> nn.Module:

@@ -31,7 +31,7 @@ from umamba_cli.pipeline.workflows.comparison_files import (
 )
 from umamba_cli.pipeline.workflows.costs import cost_of, known_costs
 from umamba_cli.pipeline.workflows.regime import Place, shared_settings
-from umamba_cli.pipeline.workflows.train import TrainingJob, train_fold
+from umamba_cli.pipeline.workflows.train import TrainingJob, prepare_training, train_fold
 
 MODELS = ("unet", "umamba-none", "umamba-bot", "umamba-enc")
 """Compared where none are named: nnU-Net's network, and U-Mamba's without Mamba and with it."""
@@ -90,7 +90,8 @@ def compare_models(
         on_progress: told of each step.
 
     Raises:
-        InputError: the workspace is not ready, an option is wrong, or trainings differ in more than model and seed.
+        InputError: the workspace is not ready, a model cannot be trained on it, an option is wrong, or trainings differ
+            in more than model and seed. All models are looked at before the first one is trained.
         Stopped, WorkError: see `train_fold`; the result so far is written.
     """
     job = replace(job, models=tuple(find_variant(model).title for model in job.models))
@@ -105,6 +106,8 @@ def compare_models(
     comparing = _Comparing(job, output, _folders(job, folds))
     chosen = shared_settings(job.chosen, comparing.places, folds)
     todo = [place for place in comparing.places if not cases_of_run(place.run)] if job.train else []
+    for place in {place.model: place for place in reversed(todo)}.values():  # the first of each model
+        prepare_training(_training(job, place, chosen))
     for number, place in enumerate(todo, start=1):
         on_progress(Progress("compare", number - 1, len(todo), note=f"{number} of {len(todo)}: {place.name}"))
         try:

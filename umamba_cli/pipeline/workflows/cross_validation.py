@@ -16,6 +16,7 @@ from umamba_cli.pipeline.data.files import read_json, write_json
 from umamba_cli.pipeline.data.splits import FOLDS, read_folds
 from umamba_cli.pipeline.data.workspace import Run, Workspace
 from umamba_cli.pipeline.errors import InputError
+from umamba_cli.pipeline.workflows.variants import variant_of
 
 
 @dataclass(frozen=True)
@@ -136,12 +137,13 @@ def cross_validate(model_folder: Path) -> CrossValidation | None:
         model_folder: WORKSPACE/runs/NAME, the folder above the folds.
 
     Raises:
-        InputError: a fold's summary.json is damaged.
+        InputError: a fold's summary.json is damaged, or the folds are of different models.
     """
     runs = {number: Run(model_folder / f"fold_{number}") for number in _numbers(model_folder)}
     finished = {fold: run for fold, run in runs.items() if run.is_finished and _summary(run).is_file()}
     if not finished:
         return None
+    _require_one_variant(finished)
     contents = {fold: _read(_summary(run)) for fold, run in finished.items()}
     names = {key: name for _, label_names in contents.values() for key, name in label_names.items()}
     return CrossValidation(
@@ -159,6 +161,16 @@ def write_cross_validation(model_folder: Path, result: CrossValidation) -> None:
         WorkError: the file cannot be written.
     """
     write_json(cross_validation_file(model_folder), result.to_json())
+
+
+def _require_one_variant(runs: Mapping[int, Run]) -> None:
+    variants = {fold: variant for fold, run in runs.items() if (variant := variant_of(run))}
+    if len(set(variants.values())) > 1:
+        raise InputError(
+            f"the folds of {next(iter(runs.values())).folder.parent} are of different models",
+            details=[f"fold {fold}: {variant.title}" for fold, variant in variants.items()],
+            next_step="train those that are not wanted again with --restart",
+        )
 
 
 def _summary(run: Run) -> Path:

@@ -61,8 +61,8 @@ def train_folds(
     if len(folds) == 1:
         return FoldsResult((train_fold(replace(job, fold=folds[0]), parts=parts, on_progress=on_progress),), {}, None)
     decided = _decided(job.workspace)
-    for fold in folds:
-        prepare_training(replace(job, fold=fold), parts=parts, world=world)
+    job = replace(job, together=tuple(folds))
+    prepared = [prepare_training(replace(job, fold=fold), parts=parts, world=world) for fold in folds]
     trained: list[TrainingResult] = []
     left: dict[int | str, str] = {}
     with connected(world, choose_compute(device_of(job.device, world)).device):
@@ -78,7 +78,7 @@ def train_folds(
                 trained.append(train_fold(replace(job, fold=fold), parts=parts, on_progress=told))
             except RunBusyError as error:
                 left[fold] = error.problem
-    model_folder = job.workspace.run(job.model, job.configuration, folds[0], job.tag).folder.parent
+    model_folder = prepared[0].run.folder.parent
     over_all = cross_validate(model_folder)
     if over_all and world.is_first:
         write_cross_validation(model_folder, over_all)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -51,6 +51,7 @@ from umamba_cli.pipeline.workflows.assemble import (
 from umamba_cli.pipeline.workflows.cascade import choose_previous_runs, predict_previous_stage, previous_run_names
 from umamba_cli.pipeline.workflows.initial_weights import Source, Taken, read_source, take_weights
 from umamba_cli.pipeline.workflows.validate import cases_to_predict, validate_fold
+from umamba_cli.pipeline.workflows.variants import require_honest_tag, require_same_variant_beside, variant_of
 
 _MOST_LISTED = 12
 
@@ -72,6 +73,9 @@ class TrainingJob:
     """The order in which they read the voxels; None as for `mixer`."""
 
     fold: int | str = 0
+    together: tuple[int | str, ...] = ()
+    """All folds that are trained in one call; with `restart` all of them are started over."""
+
     tag: str = ""
     """Keeps the run's folder apart from others; "": the choice of layers does where there is one, as `s4d`."""
 
@@ -136,9 +140,7 @@ def prepare_training(
         InputError: the workspace is not ready, or an option is wrong or contradicts the training that is there.
     """
     parts, world = parts or TrainingParts(), world or World()
-    variant = ModelVariant(job.model)
-    if parts.network is None:
-        variant = find_variant(job.model, job.mixer, job.scan_directions)
+    variant = _chosen_variant(job, parts)
     workspace = job.workspace
     plans = read_plans(workspace.plans_file)
     plans.configuration(job.configuration)
@@ -153,8 +155,7 @@ def prepare_training(
         if not run.is_finished:
             compute = choose_compute(device, TrainingSettings.from_json(record.settings).precision)
     else:
-        if not job.restart:
-            _require_same_model_beside(run, variant)
+        variant = _variant_to_begin(job, run, variant)
         record = _new_record(job, plans, fold, dataset.description, compute, variant)
     before = choose_previous_runs(workspace, record) if not (goes_on and run.is_finished) else {}
     if before:
@@ -254,11 +255,36 @@ def device_of(device: str, world: World) -> str:
     return device
 
 
+def _chosen_variant(job: TrainingJob, parts: TrainingParts) -> ModelVariant:
+    if parts.network is None:
+        return find_variant(job.model, job.mixer, job.scan_directions)
+    if job.mixer or job.scan_directions:
+        raise InputError(
+            "a network of your own has no layers to choose", next_step="leave mixer and directions out, or the network"
+        )
+    return ModelVariant(job.model)
+
+
+def _variant_to_begin(job: TrainingJob, run: Run, variant: ModelVariant) -> ModelVariant:
+    """What a training in this folder begins with, or starts over with: the layers that it had, if none are chosen."""
+    there = variant_of(run)
+    if there and there.model == variant.model and not _asks_for_layers(job, variant):
+        variant = there
+    require_honest_tag(job.tag, variant)
+    restarted = {job.fold, *job.together} if job.restart else ()
+    require_same_variant_beside(run, variant, {run.folder.with_name(f"fold_{fold}") for fold in restarted})
+    return variant
+
+
+def _asks_for_layers(job: TrainingJob, variant: ModelVariant) -> bool:
+    """Whether a choice of layers was given, so that it counts and not the training that is there."""
+    return bool(variant.tag or job.mixer or job.scan_directions)
+
+
 def _go_on(job: TrainingJob, run: Run, plans: Plans, fold: Fold, variant: ModelVariant) -> RunRecord:
     """The record of the training that is there, where it can go on as asked."""
     record = read_record(run)
-    is_asked = variant.tag or job.mixer or job.scan_directions
-    if is_asked and variant != record.variant:
+    if _asks_for_layers(job, variant) and variant != record.variant:
         raise InputError(
             f"the training in {run.folder} is one of {record.variant.title}, not of {variant.title}",
             next_step="start over with --restart, or keep both with another --tag",
@@ -278,19 +304,6 @@ def _go_on(job: TrainingJob, run: Run, plans: Plans, fold: Fold, variant: ModelV
             next_step="start over with --restart, or keep both with --tag NAME",
         )
     return record
-
-
-def _require_same_model_beside(run: Run, variant: ModelVariant) -> None:
-    """The folds of a folder are averaged, so that all are of one model."""
-    for other in sorted(run.folder.parent.glob("fold_*/run.json")):
-        record = None
-        with suppress(InputError):  # a damaged one is refused where it is used
-            record = read_record(Run(other.parent))
-        if record is not None and record.variant != variant:
-            raise InputError(
-                f"{other.parent} beside it is a training of {record.variant.title}, not of {variant.title}",
-                next_step=f"give -m {record.variant.title}, or keep both with another --tag",
-            )
 
 
 def _new_record(

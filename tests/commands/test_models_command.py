@@ -72,7 +72,31 @@ def test_a_model_that_fails_says_so_in_its_row(
     assert models["broken"]["memory"] is None
     assert models["broken"]["problem"] == "it cannot be built: ZeroDivisionError: it is broken"
     assert models["unet"]["memory"]
-    assert "it is broken" in umamba("models", tiny_workspace, "--device", "cpu").out
+    assert models["broken"]["description"] == "of a package"
+    assert "broken: it cannot be built: ZeroDivisionError" in umamba("models", tiny_workspace, "--device", "cpu").err
+
+
+@pytest.mark.usefixtures("few_models")
+def test_models_says_what_each_can_and_lacks(
+    umamba: Callable, tiny_workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unet = registry._MODELS["unet"]
+    monkeypatch.setitem(registry._MODELS, "absent", registry.Model("absent", unet.builder, "a paper", "monai"))
+    monkeypatch.setitem(registry._MODELS, "mixed", registry.Model("mixed", unet.builder, "a paper", has_mixer=True))
+    monkeypatch.setattr(registry, "find_spec", lambda name: None)
+    monkeypatch.setattr("umamba_cli.pipeline.workflows.models.free_device_bytes", lambda device: 1000)
+    done = umamba("models", tiny_workspace, "--device", "cpu", "--json")
+    assert done.code == 0, done.err
+    models = {model["name"]: model for model in json.loads(done.out)["models"]}
+    keys = ("needs", "is_installed", "has_mixer", "can_checkpoint", "fits")
+    assert [models["absent"][key] for key in keys] == ["umamba[monai]", False, False, False, None]
+    assert [models["mixed"][key] for key in keys] == ["", True, True, True, False]
+    shown = umamba("models", tiny_workspace, "--device", "cpu")
+    assert "umamba[monai] (not installed)" in " ".join(shown.out.split())
+    assert "do not fit into that: mixed, umamba-none, unet" in shown.out
+    assert "take --mixer and --directions: mixed" in shown.out
+    assert "absent needs umamba[monai], which is not installed" in shown.err
+    assert "; needs umamba[monai]" in umamba("doctor").out.replace("\n", " ")
 
 
 def test_models_says_what_it_lacks(umamba: Callable, tiny_workspace: Path, tmp_path: Path) -> None:

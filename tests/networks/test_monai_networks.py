@@ -227,6 +227,19 @@ def test_without_monai_they_are_listed_but_refused(model: str, missing: str, mon
     assert error.value.next_step == "pip install 'umamba[monai]'"
 
 
+@NEEDS_MONAI
+def test_an_older_monai_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from monai.networks import nets
+
+    def older(img_size: tuple[int, ...]) -> nn.Module:
+        raise AssertionError(img_size)
+
+    monkeypatch.setattr(nets, "SwinUNETR", older)
+    with pytest.raises(InputError, match="cannot build SwinUNETR") as error:
+        build_network("swin-unetr", plan(2))
+    assert "--upgrade 'umamba[monai]'" in error.value.next_step
+
+
 def test_listing_models_does_not_load_monai() -> None:
     script = (
         "import sys; from umamba_cli.pipeline.networks.registry import available_models; available_models(); "

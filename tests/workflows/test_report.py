@@ -15,6 +15,7 @@ from report_workspaces import CONFIGURATION, add_model, write_log, write_record
 from umamba_cli.pipeline.data.splits import read_folds
 from umamba_cli.pipeline.data.workspace import Workspace, open_workspace
 from umamba_cli.pipeline.errors import InputError
+from umamba_cli.pipeline.networks.architecture import ModelVariant
 from umamba_cli.pipeline.workflows import report as workflow
 from umamba_cli.pipeline.workflows.report import WrittenReport, write_report
 from umamba_cli.pipeline.workflows.report_models import shown_models
@@ -150,7 +151,7 @@ def test_the_contours_are_those_of_reference_and_models(workspace: Workspace) ->
 
 
 def test_models_are_called_by_what_they_differ_in() -> None:
-    found = shown_models(["unet__2d", "unet__2d__seed-1", "resenc__2d", "unet__2d__lr"])
+    found = shown_models(dict.fromkeys(["unet__2d", "unet__2d__seed-1", "resenc__2d", "unet__2d__lr"]))
     assert [(name, model.title, model.style) for name, model in found.items()] == [
         ("resenc__2d", "resenc", 0),
         ("unet__2d", "unet", 1),
@@ -158,8 +159,15 @@ def test_models_are_called_by_what_they_differ_in() -> None:
         ("unet__2d__seed-1", "unet seed-1", 3),
     ]
     assert [name for name, model in found.items() if model.is_repetition] == ["unet__2d__seed-1"]
-    assert not shown_models(["unet__2d__seed-1"])["unet__2d__seed-1"].is_repetition
-    assert [model.title for model in shown_models(["a__2d", "a__3d"]).values()] == ["a 2d", "a 3d"]
+    assert not shown_models({"unet__2d__seed-1": None})["unet__2d__seed-1"].is_repetition
+    assert [model.title for model in shown_models({"a__2d": None, "a__3d": None}).values()] == ["a 2d", "a 3d"]
+    s4d = ModelVariant("umamba-bot", "s4d")
+    names = ["umamba-bot__2d__s4d", "umamba-bot__2d__s4d-seed-1", "umamba-bot__2d__mine"]
+    assert [model.title for model in shown_models(dict.fromkeys(names, s4d)).values()] == [
+        "umamba-bot+s4d mine",
+        "umamba-bot+s4d",
+        "umamba-bot+s4d seed-1",
+    ]
 
 
 def test_of_repeated_trainings_the_first_is_drawn(workspace: Workspace) -> None:
@@ -358,7 +366,7 @@ def test_a_case_held_back_by_two_folds_has_the_first_ones_result(workspace: Work
     content["cases"].append(json.loads(first.read_text())["cases"][0])
     content["cases"][-1]["labels"]["1"]["dice"] = 0.001
     second.write_text(json.dumps(content))
-    (model,) = read_results(workspace, shown_models(["unet__3d_fullres"])).models
+    (model,) = read_results(workspace, shown_models({"unet__3d_fullres": None})).models
     (case,) = read_folds(workspace.splits_file)[0].val
     assert model.folds[case] == 0
     assert model.scores[case]["1"]["dice"] > 0.1

@@ -42,7 +42,7 @@ def export(
     console.result(
         {
             "bundle": output,
-            "model": record.model,
+            "model": record.variant.title,
             "configuration": record.configuration,
             "folds": exported.folds,
             "origin": manifest.origin,
@@ -51,7 +51,7 @@ def export(
         }
     )
     console.say(
-        f"{record.model} in {record.configuration}, fold {', '.join(map(str, exported.folds))}, is in {output} "
+        f"{record.variant.title} in {record.configuration}, fold {', '.join(map(str, exported.folds))}, is in {output} "
         f"({output.stat().st_size / 2**20:.1f} MiB)"
     )
     for name, result in ((manifest.validation or {}).get("folds") or {}).items():

@@ -44,7 +44,7 @@ def import_(
     console.result(
         {
             "bundle": output,
-            "model": record.model,
+            "model": record.variant.title,
             "configuration": record.configuration,
             "folds": imported.folds,
             "origin": origin,
@@ -54,7 +54,7 @@ def import_(
     for note in imported.notes:
         console.warn(note)
     console.say(
-        f"{record.model} in {record.configuration}, fold {', '.join(map(str, imported.folds))}, trained by "
+        f"{record.variant.title} in {record.configuration}, fold {', '.join(map(str, imported.folds))}, trained by "
         f"{origin['trainer']} on {origin['dataset']} (epochs: {origin['epochs']}), is in {output}"
     )
     console.say(f"next: umamba predict {shlex.quote(str(output))} -i IMAGES -o predictions")

@@ -70,7 +70,18 @@ def models(
         operations = "-" if model.multiply_adds is None else f"{model.multiply_adds / 1e9:,.2f}"
         if model.memory:
             figures = (mebibytes(model.memory.saved_bytes), mebibytes(model.memory.peak_bytes))
-        about = model.problem or model.description
-        rows.append((model.name, parameters, operations, *figures, model.needs or "-", about))
+        needs = f"{model.needs} ({'installed' if model.is_installed else 'not installed'})" if model.needs else "-"
+        rows.append((model.name, parameters, operations, *figures, needs, model.description))
     console.table(("model", "parameters", "G multiply-adds", "saved MiB", "training MiB", "needs", "paper"), rows)
     console.say(f"{mebibytes(survey.free_bytes)} MiB are free on {survey.compute.device_name}")
+    for text, found in (
+        ("do not fit into that", [model for model in survey.models if survey.fits(model) is False]),
+        ("take --mixer and --directions", [model for model in survey.models if model.has_mixer]),
+        ("do not know --checkpointing", [m for m in survey.models if m.memory and not m.can_checkpoint]),
+    ):
+        if found:
+            console.say(f"{text}: {', '.join(model.name for model in found)}")
+    for model in survey.models:
+        if model.problem:
+            is_named = model.problem.startswith(f"{model.name} ")
+            console.warn(model.problem if is_named else f"{model.name}: {model.problem}")

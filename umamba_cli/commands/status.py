@@ -66,7 +66,7 @@ def _rows(runs: Sequence[RunStatus]) -> list[tuple[str, ...]]:
 def _row(run: RunStatus) -> tuple[str, ...]:
     best = f"{number(run.best_dice)} ({run.best_epoch})" if run.best_dice is not None else "-"
     return (
-        " ".join(part for part in (run.model, run.configuration, run.tag) if part),
+        run.title,
         run.fold,
         _state(run),
         f"{run.epoch}/{'-' if run.epochs is None else run.epochs}",

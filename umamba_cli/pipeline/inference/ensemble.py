@@ -275,7 +275,7 @@ def _outputs(dataset: DatasetDescription) -> dict[str, str]:
 
 def _title(number: int, predictor: Predictor) -> str:
     record = predictor.record
-    name = "__".join(part for part in (record.model, record.configuration, record.tag) if part)
+    name = record.variant.named(record.configuration, record.tag)
     return f"model {number} ({name} of {record.plans.dataset_name})"
 
 

@@ -219,6 +219,16 @@ class ModelVariant:
         """`umamba-bot`, `umamba-bot+s4d`."""
         return f"{self.model}+{self.tag}" if self.tag else self.model
 
+    def named(self, configuration: str, tag: str) -> str:
+        """What to call a training of it: `umamba-bot+s4d 3d_fullres seed-1`.
+
+        Args:
+            configuration: of the plans; "" where it need not be said.
+            tag: the training's; what it repeats of the variant's own is left out.
+        """
+        more = "" if tag == self.tag else tag.removeprefix(f"{self.tag}-") if self.tag else tag
+        return " ".join(part for part in (self.title, configuration, more) if part)
+
 
 def divisor_of(strides: Sequence[Axes]) -> Axes:
     """What the size of an input must be a multiple of, by axis, to be made smaller by the strides of all stages."""

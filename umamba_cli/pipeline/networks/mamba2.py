@@ -215,7 +215,7 @@ def _computed_pieces(x_BLHP: Tensor, pieces: int) -> Sequence[int]:
 
 def _count_operations(h_BHPN: Tensor, sequences: _Sequences, chunk: int, piece: int, *, left_out: int) -> None:
     """Let a counter of operations see the pieces that are left out, as many items of a batch."""
-    middle = _Sequences(*(t[:, : left_out * piece].unflatten(1, (-1, piece)).flatten(0, 1) for t in sequences))
+    middle = _Sequences(*(torch.unflatten(t[:, : left_out * piece], 1, (-1, piece)).flatten(0, 1) for t in sequences))
     _piece(h_BHPN.repeat(left_out, 1, 1, 1), middle, chunk)
 
 

@@ -15,7 +15,7 @@ import torch
 import umamba_cli
 from umamba_cli.pipeline.devices import choose_compute
 from umamba_cli.pipeline.errors import InputError
-from umamba_cli.pipeline.networks.registry import available_models
+from umamba_cli.pipeline.networks.registry import Model, available_models
 from umamba_cli.pipeline.networks.scan import BACKENDS, ENVIRONMENT_VARIABLE, Backend, choose_backend
 from umamba_cli.pipeline.resources import free_memory_bytes, usable_cores
 
@@ -62,9 +62,13 @@ def examine() -> DoctorReport:
             Section("machine", _machine()),
             Section("devices", _devices()),
             Section("selective scan", _scan()),
-            Section("models", tuple(Finding(m.name, m.description) for m in available_models().values())),
+            Section("models", tuple(map(_model, available_models().values()))),
         )
     )
+
+
+def _model(model: Model) -> Finding:
+    return Finding(model.name, f"{model.description}{f'; needs {model.missing}' if model.missing else ''}")
 
 
 def _versions() -> tuple[Finding, ...]:

@@ -88,8 +88,8 @@ def take_weights(network: nn.Module, source: Source) -> Taken:
             fitting[name] = other
     if not fitting:
         raise InputError(
-            f"{source.name} has no tensor in common with this network: it is {source.record.model}, configuration "
-            f"{source.record.configuration}",
+            f"{source.name} has no tensor in common with this network: it is {source.record.variant.title}, "
+            f"configuration {source.record.configuration}",
             details=left[:5],
             next_step="take its model with -m and its plans with `umamba plan DATASET --like MODEL`",
         )

@@ -45,7 +45,16 @@ class ModelNeeds:
     """Why something is None."""
 
     needs: str = ""
-    """What must be installed beside umamba itself; "" for nothing."""
+    """What must be installed beside umamba itself, such as `umamba[monai]`; "" for nothing."""
+
+    is_installed: bool = True
+    """Whether that is there."""
+
+    has_mixer: bool = False
+    """Whether `--mixer` and `--directions` choose its layers."""
+
+    can_checkpoint: bool = False
+    """Whether `--checkpointing` makes its memory less."""
 
     def to_json(self) -> dict[str, Any]:
         """A dictionary for a JSON file."""
@@ -75,8 +84,12 @@ class ModelSurvey:
             "precision": self.compute.precision,
             "precision_reason": self.compute.reason,
             "free_bytes": self.free_bytes,
-            "models": [model.to_json() for model in self.models],
+            "models": [{**model.to_json(), "fits": self.fits(model)} for model in self.models],
         }
+
+    def fits(self, model: ModelNeeds) -> bool | None:
+        """Whether a step's memory is free; None where it is not known."""
+        return model.memory.peak_bytes <= self.free_bytes if model.memory else None
 
 
 def survey_models(
@@ -135,12 +148,20 @@ def model_needs(
     """Build a model's network and count; what fails is noted, not raised."""
 
     def count(build: Callable[[], nn.Module]) -> ModelNeeds:
-        needs = f"umamba[{model.extra}]{'' if model.missing else ' (installed)'}" if model.extra else ""
-        found = ModelNeeds(model.name, model.description, None, None, needs=needs)
+        found = ModelNeeds(
+            model.name,
+            model.description,
+            None,
+            None,
+            needs=f"umamba[{model.extra}]" if model.extra else "",
+            is_installed=not model.missing,
+            has_mixer=model.has_mixer,
+        )
         try:
             network = build()
             found = replace(found, parameters=count_parameters(network), multiply_adds=_multiply_adds(network, plan))
-            if settings.checkpointing and hasattr(network, "checkpointing"):
+            found = replace(found, can_checkpoint=hasattr(network, "checkpointing"))
+            if settings.checkpointing and found.can_checkpoint:
                 network.checkpointing = True  # type: ignore[assignment]
             return replace(found, memory=training_memory(network, plan, settings, compute, loss=loss))
         except UmambaError as error:

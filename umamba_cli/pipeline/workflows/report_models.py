@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+
+from umamba_cli.pipeline.networks.architecture import ModelVariant
 
 _SEPARATOR = "__"
 _SEED = re.compile(r"(?:(.+)-)?seed-[0-9]+")  # the tag of a repeated training, see `workflows.compare`
@@ -15,7 +17,7 @@ class ShownModel:
     """A model's folder under `runs`, as the page shows it."""
 
     title: str
-    """`umamba-bot seed-1`; with the configuration where the workspace has several."""
+    """`umamba-bot+s4d seed-1`; with the configuration where the workspace has several."""
 
     style: int
     """See `svg_plots.style_of`."""
@@ -24,19 +26,21 @@ class ShownModel:
     """The same model was trained with its first seed too."""
 
 
-def shown_models(folders: Iterable[str]) -> dict[str, ShownModel]:
+def shown_models(folders: Mapping[str, ModelVariant | None]) -> dict[str, ShownModel]:
     """The models by the names of their folders, in the order of these.
 
     Args:
-        folders: `MODEL__CONFIGURATION`, or `MODEL__CONFIGURATION__TAG`.
+        folders: what is in `MODEL__CONFIGURATION` and `MODEL__CONFIGURATION__TAG`; None: the model as published.
     """
-    names = sorted(set(folders))
+    names = sorted(folders)
     configurations = {parts[1] for name in names if len(parts := name.split(_SEPARATOR)) > 1}
     repeated = {name for name in names if _first_of(name) in names}
     # Repetitions come last, so that few models have the styles that differ most.
     styles = {name: index for index, name in enumerate(sorted(names, key=lambda name: (name in repeated, name)))}
     return {
-        name: ShownModel(_title(name, with_configuration=len(configurations) > 1), styles[name], name in repeated)
+        name: ShownModel(
+            _title(name, folders[name], with_configuration=len(configurations) > 1), styles[name], name in repeated
+        )
         for name in names
     }
 
@@ -47,9 +51,10 @@ def one_configuration(folders: Iterable[str]) -> str:
     return found.pop() if len(found) == 1 else ""
 
 
-def _title(name: str, *, with_configuration: bool) -> str:
-    parts = name.split(_SEPARATOR)
-    return " ".join(part for part in (parts if with_configuration else [parts[0], *parts[2:]]) if part) or name
+def _title(name: str, variant: ModelVariant | None, *, with_configuration: bool) -> str:
+    model, configuration, *tag = [*name.split(_SEPARATOR), ""]
+    variant = variant or ModelVariant(model)
+    return variant.named(configuration if with_configuration else "", " ".join(filter(None, tag))) or name
 
 
 def _first_of(name: str) -> str | None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from umamba_cli.pipeline.data.workspace import Run, Workspace
+from umamba_cli.pipeline.networks.architecture import ModelVariant
 from umamba_cli.pipeline.runs.lock import holder, lock_file, running_file
 from umamba_cli.pipeline.runs.log import read_log
 
@@ -34,7 +35,12 @@ class RunStatus:
     run: Path
     """Its folder."""
 
+    title: str
+    """What to call it: model, configuration and tag, see `ModelVariant.named`."""
+
     model: str
+    """Or its variant, such as `umamba-bot+s4d`."""
+
     configuration: str
     tag: str
     fold: str
@@ -161,9 +167,11 @@ def _read_object(path: Path) -> tuple[dict[str, Any], str]:
 def _names(run: Run, record: Mapping[str, Any]) -> dict[str, Any]:
     """Model, configuration, tag and fold as run.json has them, otherwise by the folders' names."""
     parts = [*run.folder.parent.name.split("__"), "", ""]
-    by_name = {"model": parts[0], "configuration": parts[1], "tag": parts[2]}
-    by_name["fold"] = run.folder.name.removeprefix("fold_")
-    return {key: str(record.get(key, value)) for key, value in by_name.items()}
+    by_name = {"model": parts[0], "configuration": parts[1], "tag": parts[2], "mixer": "mamba"}
+    by_name |= {"scan_directions": "forward", "fold": run.folder.name.removeprefix("fold_")}
+    known = {key: str(record.get(key, value)) for key, value in by_name.items()}
+    variant = ModelVariant(known["model"], known.pop("mixer"), known.pop("scan_directions"))  # type: ignore[arg-type]
+    return {**known, "model": variant.title, "title": variant.named(known["configuration"], known["tag"])}
 
 
 def _state(

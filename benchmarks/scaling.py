@@ -8,8 +8,8 @@ memory is linear; its time is not. Besides three published transformers: `unetr+
 projected tokens and among channels, and two of the extra `monai`, to whose multiples smaller patches are padded:
 `unetr`, which attends from every token to every other, but whose tokens are 16x16x16 voxels, and `swin-unetr`, whose
 five stages attend within windows. A step is the training loop's own, with a batch of 1. Because the convolutions hide
-much of the layers' cost, forward and backward pass of one Mamba layer and of one transformer block, with as many tokens
-as the bottleneck has, are rows of their own.
+much of the layers' cost, forward and backward pass of one Mamba layer, of the same with the other state space models
+(`--mixer`), and of one transformer block, with as many tokens as the bottleneck has, are rows of their own.
 
 The volume doubles from row to row. Seconds are the fastest of the rounds, each of which goes through all volumes.
 Memory is the most that is allocated at one time during a step on top of what was before it (parameters, the optimizer's
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from umamba_cli.pipeline.devices import Compute
+    from umamba_cli.pipeline.networks.architecture import Mixer
     from umamba_cli.pipeline.networks.registry import NetworkPlan
 
 FEATURES = (16, 32)
@@ -50,6 +51,7 @@ SECONDS_OF_CLOCK = 1.0
 """So long a step is repeated in a round, but at least once."""
 
 NETWORKS = ("umamba-bot", "umamba-enc", "attention", "unetr++", "unetr", "swin-unetr")
+LAYERS: tuple[tuple[str, Mixer], ...] = (("Mamba layer", "mamba"), ("S4D layer", "s4d"), ("Mamba-2 layer", "mamba2"))
 LARGEST_EXPONENT = 1.1
 LINEAR = ("umamba-bot", "umamba-enc", "Mamba layer")
 MIB = 1024**2
@@ -161,7 +163,7 @@ def make_subjects(arguments: Namespace) -> list[Subject]:
     steps = [Subject(name, step_of(name, compute)) for name in NETWORKS]
     return [
         *steps,
-        Subject("Mamba layer", layer_of(MambaLayer(FEATURES[-1]), compute), is_layer=True),
+        *(Subject(name, layer_of(MambaLayer(FEATURES[-1], mixer=m), compute), is_layer=True) for name, m in LAYERS),
         Subject("transformer block", layer_of(transformer_block(FEATURES[-1]), compute), is_layer=True),
     ]
 

@@ -29,6 +29,7 @@ def test_one_case_is_learnt_by_heart(model: str, tmp_path: Path) -> None:
     plan = replace(
         PLAN,
         mixer=variant.mixer,
+        scan_directions=variant.scan_directions,
         features_per_stage=(8, 16, 32),
         strides=((1, 1, 1), (2, 2, 2), (1, 2, 2)),
         kernel_sizes=((3, 3, 3),) * 3,

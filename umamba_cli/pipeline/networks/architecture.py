@@ -242,11 +242,15 @@ def require_multiples(size: Axes, divisor: Axes) -> None:
         InputError: it cannot; the problem names the nearest size that can.
     """
     if any(n % d or n < d for n, d in zip(size, divisor, strict=True)):
-        fitting = tuple(max(-(-n // d), 1) * d for n, d in zip(size, divisor, strict=True))
         raise InputError(
             f"a patch of {tuple(size)} does not fit the network, which needs multiples of {divisor}",
-            next_step=f"use {fitting}, the next size that fits",
+            next_step=f"use {next_multiples(size, divisor)}, the next size that fits",
         )
+
+
+def next_multiples(size: Axes, divisor: Axes) -> Axes:
+    """The smallest size that is not below `size` and a multiple of the divisor along each axis."""
+    return tuple(max(-(-n // d), 1) * d for n, d in zip(size, divisor, strict=True))
 
 
 def require_plain(architecture: Architecture, model: str) -> None:

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from umamba_cli.pipeline.errors import InputError
-from umamba_cli.pipeline.networks.architecture import Axes, require_multiples
+from umamba_cli.pipeline.networks.architecture import Axes, next_multiples, require_multiples
 from umamba_cli.pipeline.networks.blocks import guard_convolutions
 from umamba_cli.pipeline.networks.heads import begin_with_frequencies
 
@@ -86,7 +86,7 @@ def unetr(plan: NetworkPlan) -> nn.Module:
         "UNETR",
         in_channels=plan.input_channels,
         out_channels=plan.outputs,
-        img_size=_next_multiple(plan.patch_size, UNETR_PATCH),
+        img_size=next_multiples(plan.patch_size, (UNETR_PATCH,) * plan.dimensions),
         feature_size=max(features // 2, 1),
         hidden_size=2 * UNETR_HEADS * features,
         mlp_dim=8 * UNETR_HEADS * features,
@@ -153,7 +153,7 @@ class PaddedNetwork(nn.Module):
 
     def padded_size(self, size: Axes) -> Axes:
         """What an input of this size is padded to."""
-        *others, last = _next_multiple(size, self._multiple)
+        *others, last = next_multiples(size, (self._multiple,) * len(size))
         while math.prod((*others, last)) // self._multiple ** len(size) < self._least_voxels:
             last += self._multiple
         return (*others, last)
@@ -223,10 +223,6 @@ def _from_monai(name: str, **arguments: Any) -> Any:
             ) from error
     guard_convolutions(network)
     return network
-
-
-def _next_multiple(size: Axes, multiple: int) -> Axes:
-    return tuple(-(-n // multiple) * multiple for n in size)
 
 
 def _cut(logits: Tensor, size: list[int]) -> Tensor:

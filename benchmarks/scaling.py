@@ -79,6 +79,11 @@ class Subject:
         """Of time and memory."""
         return exponent(self.seconds), exponent(self.mib)
 
+    def last_doubling(self) -> tuple[float, float]:
+        """How many times as much time and memory the largest volume takes as the one before it."""
+        *_, before, last = sorted(self.seconds)
+        return self.seconds[last] / self.seconds[before], self.mib[last] / self.mib[before]
+
 
 def main() -> None:
     arguments = parse_arguments()
@@ -106,7 +111,11 @@ def main() -> None:
             for cost, value in zip(("time", "memory"), exponents[name], strict=True)
         ],
         as_json=arguments.json,
-        more=Table("exponents", ("what", "time", "memory"), [(name, *both) for name, both in exponents.items()]),
+        more=Table(
+            "exponents, and how many times as much the last doubling takes",
+            ("what", "time", "memory", "times time", "times memory"),
+            [(each.name, *exponents[each.name], *each.last_doubling()) for each in subjects],
+        ),
     )
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 
 from umamba_cli.pipeline.errors import InputError
-from umamba_cli.pipeline.networks.architecture import ModelVariant
-from umamba_cli.pipeline.networks.registry import find_variant
+from umamba_cli.pipeline.networks.architecture import Mixer, ModelVariant, ScanDirections
+from umamba_cli.pipeline.networks.registry import available_models, describe, find_variant
 
 
 @pytest.mark.parametrize(
@@ -69,3 +71,15 @@ def test_options_add_to_the_name() -> None:
     for given in (("s4d", None), ("mamba", None), (None, "forward")):
         with pytest.raises(InputError, match="umamba-none has no state space layers"):
             find_variant("umamba-none", *given)
+
+
+def test_every_choice_is_described() -> None:
+    lines = {
+        describe(ModelVariant("umamba-bot", mixer, directions))
+        for mixer in get_args(Mixer)
+        for directions in get_args(ScanDirections)
+    }
+    assert len(lines) == 9
+    assert describe(ModelVariant("umamba-bot")) == available_models()["umamba-bot"].description
+    assert "Dao and Gu" in describe(find_variant("umamba-enc+mamba2-axes"))
+    assert "VMamba" in describe(find_variant("umamba-enc+mamba2-axes"))

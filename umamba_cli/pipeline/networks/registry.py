@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from torch import nn
 
@@ -122,7 +122,15 @@ class Model:
 
 _MODULES_OF_EXTRA = {"monai": ("monai", "einops")}  # MONAI's transformers need einops, but it does not ask for it
 
-_CHOICES: Mapping[str, tuple[str, ...]] = {"mixer": get_args(Mixer), "directions": get_args(ScanDirections)}
+_CHOICES: Mapping[str, Mapping[str, str]] = {
+    "mixer": {"mamba": "", "s4d": "S4D (Gu et al. 2022)", "mamba2": "Mamba-2 (Dao and Gu 2024)"},
+    "directions": {
+        "forward": "",
+        "both": "both ways (Vision Mamba, Zhu et al. 2024)",
+        "axes": "along each axis (VMamba, Liu et al. 2024)",
+    },
+}
+"""What can be chosen, and its paper where the model's own is not of it."""
 
 _MODELS: dict[str, Model] = {}
 
@@ -186,6 +194,16 @@ def find_variant(text: str, mixer: str | None = None, scan_directions: str | Non
         some = ", ".join(sorted(name for name, model in models.items() if model.has_mixer))
         raise InputError(f"{name} has no state space layers to choose", next_step=f"choose one of {some} for that")
     return ModelVariant(name, chosen.get("mixer", "mamba"), chosen.get("directions", "forward"))
+
+
+def describe(variant: ModelVariant) -> str:
+    """One line with the papers of the model and of its layers, where these are not the model's.
+
+    Raises:
+        InputError: there is no such model.
+    """
+    layers = _CHOICES["mixer"][variant.mixer], _CHOICES["directions"][variant.scan_directions]
+    return "; ".join(filter(None, (find_model(variant.model).description, *layers)))
 
 
 def build_network(name: str, plan: NetworkPlan) -> nn.Module:

@@ -14,7 +14,14 @@ from umamba_cli.pipeline.devices import Compute, choose_compute, free_device_byt
 from umamba_cli.pipeline.errors import UmambaError, WorkError
 from umamba_cli.pipeline.geometry import Shape
 from umamba_cli.pipeline.networks.costs import multiply_adds
-from umamba_cli.pipeline.networks.registry import Model, NetworkPlan, available_models, find_model, find_variant
+from umamba_cli.pipeline.networks.registry import (
+    Model,
+    NetworkPlan,
+    available_models,
+    describe,
+    find_model,
+    find_variant,
+)
 from umamba_cli.pipeline.networks.scan import choose_backend
 from umamba_cli.pipeline.networks.unet import count_parameters
 from umamba_cli.pipeline.planning.plans import read_plans
@@ -130,7 +137,7 @@ def survey_models(
         on_progress(Progress("count", len(needs), len(variants)))
         of_variant = replace(plan, mixer=variant.mixer, scan_directions=variant.scan_directions)
         counted = model_needs(find_model(variant.model), of_variant, settings, compute, loss=loss)
-        needs.append(replace(counted, name=variant.title))
+        needs.append(replace(counted, name=variant.title, description=describe(variant)))
     on_progress(Progress("count", len(needs), len(variants), step=f"{len(needs)} models"))
     return ModelSurvey(
         configuration=configuration,

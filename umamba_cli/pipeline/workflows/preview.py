@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from umamba_cli.pipeline.devices import free_device_bytes, lower_precisions, use_threads
-from umamba_cli.pipeline.networks.registry import find_model
+from umamba_cli.pipeline.networks.registry import describe, find_model
 from umamba_cli.pipeline.runs.lock import holder
 from umamba_cli.pipeline.runs.log import read_log
 from umamba_cli.pipeline.runs.network import compile_scan, recorded_plan
@@ -115,7 +115,7 @@ def preview_training(job: TrainingJob, *, processes: int = 1, time_it: bool = Tr
     busy = holder(training.run)
     loss = loss_for(record.dataset, batch_dice=record.network_configuration.batch_dice)
     needs = model_needs(find_model(record.model), recorded_plan(record), share, compute, loss=loss)
-    needs = replace(needs, name=record.variant.title)
+    needs = replace(needs, name=record.variant.title, description=describe(record.variant))
     free = free_device_bytes(compute.device)
     seconds: float | None = None
     would_fit: tuple[str, ...] = ()

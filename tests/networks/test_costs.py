@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import replace
+from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +14,8 @@ from small_trainings import PLAN, SETTINGS
 from torch import Tensor, nn
 
 from umamba_cli.pipeline.devices import Compute
-from umamba_cli.pipeline.networks import mamba2
+from umamba_cli.pipeline.networks import mamba2, s4d
+from umamba_cli.pipeline.networks.architecture import Mixer
 from umamba_cli.pipeline.networks.blocks import convolution
 from umamba_cli.pipeline.networks.costs import multiply_adds
 from umamba_cli.pipeline.networks.mamba import MambaBlock, MambaLayer
@@ -64,21 +68,29 @@ def test_every_mixer_is_counted_and_grows_with_the_tokens(mixer: str) -> None:
     assert count(16, "both") < count(16, "axes") < 2 * count(16, "both")
 
 
-def test_pieces_that_are_alike_are_counted_as_if_all_were_computed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mamba2, "_PIECE_ELEMENTS", 1 << 15)  # dozens of pieces
-    compute = Compute(torch.device("cpu"), "bf16", "a test")
+@pytest.mark.parametrize(("module", "mixer"), [(mamba2, "mamba2"), (s4d, "s4d")])
+def test_pieces_that_are_alike_are_counted_as_if_all_were_computed(
+    module: ModuleType, mixer: Mixer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_PIECE_ELEMENTS", 1 << 15)  # dozens of pieces
+    calls: Counter[str] = Counter()
+    one_piece = {mamba2: "_piece", s4d: "_kernel"}[module]
+    compute_piece = getattr(module, one_piece)
+
+    def counted(*arguments: Any) -> Any:
+        calls[way] += 1
+        return compute_piece(*arguments)
 
     def needs() -> ModelNeeds:
-        plan = replace(PLAN, mixer="mamba2", scan_directions="both")
+        plan, compute = replace(PLAN, mixer=mixer, scan_directions="both"), Compute(torch.device("cpu"), "bf16", "")
         return model_needs(find_model("umamba-enc"), plan, SETTINGS, compute, loss=SegmentationLoss(batch_dice=False))
 
+    monkeypatch.setattr(module, one_piece, counted)
+    way = "few"
     found = needs()
-    computed: list[int] = []
-
-    def all_pieces(_x: Tensor, pieces: int) -> range:
-        computed.append(pieces)
-        return range(pieces)
-
-    monkeypatch.setattr(mamba2, "_computed_pieces", all_pieces)
-    assert found == needs()
-    assert max(computed) > 10
+    monkeypatch.setattr(module, "FakeTensor", ())  # nothing is known to be one
+    way = "all"
+    wanted = needs()
+    assert found.memory == wanted.memory
+    assert found.multiply_adds == pytest.approx(wanted.multiply_adds, rel=1e-6)  # each transform's are rounded
+    assert calls["all"] > 2 * calls["few"] > 0

@@ -315,7 +315,7 @@ def test_models_of_other_labels_or_channels_are_refused(
     with pytest.raises(InputError, match=said) as raised:
         Ensemble((one, replace(other, record=record)))
     assert "model 1 (unet 3d_fullres of Dataset001_Tiny)" in raised.value.problem
-    assert "model 2 (unet__2d of Dataset001_Tiny)" in raised.value.problem
+    assert "model 2 (unet 2d of Dataset001_Tiny)" in raised.value.problem
     assert len(raised.value.details) == 2
 
 

@@ -61,7 +61,7 @@ def metric_verdict(
     notes = "; ".join(_notes(pairs, repetitions, margin))
     if not shown:
         return f"No difference shown in {metric} between {listed(models)} ({notes})."
-    which = "In these trainings, " if any(math.isnan(pair.p_trainings) for pair in shown) else ""
+    which = "In these trainings, " if _spread_is_unknown(shown) else ""
     return f"{which}{_better(shown, metric)}{_others([pair for pair in pairs if not pair.shown])}, over {notes}."
 
 
@@ -103,8 +103,9 @@ def mamba_verdict(metric: str, pairs: Sequence[PairDifference]) -> str | None:
     else:
         opening = "Mamba helps on this data"
     rest = _others([pair for pair in pairs if not pair.shown])
-    is_unsure = any(math.isnan(pair.p_trainings) for pair in shown)
-    doubt = " It rests on one training of each, which may differ as much by chance." if is_unsure else ""
+    doubt = (
+        " It rests on one training of each, which may differ as much by chance." if _spread_is_unknown(shown) else ""
+    )
     return f"{opening}: {_better(shown, metric)}{rest}; {WITHOUT_MAMBA} is the same network without Mamba.{doubt}"
 
 
@@ -126,13 +127,18 @@ def _notes(pairs: Sequence[PairDifference], repetitions: Repetitions, margin: fl
     shown = any(pair.shown for pair in pairs)
     if len(pairs) * 2 * 0.5**most >= LEVEL:  # what Wilcoxon's test gives at best, Holm-corrected
         notes.append("too few cases to show any")
-    elif any(math.isnan(pair.p_trainings) for pair in pairs):
+    elif _spread_is_unknown(pairs):
         counts = any(pair.p_adjusted < LEVEL for pair in pairs)
         more = f": these trainings may differ and not the models; a difference below {margin:g} counts as that"
         notes.append(f"the spread between trainings is not known{more if counts else ''}")
     elif not shown and any(p < LEVEL for p in holm([pair.p_cases for pair in pairs])):
         notes.append("what differs over the cases may be what trainings of one model differ by")
     return notes
+
+
+def _spread_is_unknown(pairs: Sequence[PairDifference]) -> bool:
+    """Whether for some pair there is nothing to tell how much trainings of one model differ."""
+    return any(math.isnan(pair.p_trainings) for pair in pairs)
 
 
 def _others(pairs: Sequence[PairDifference]) -> str:

@@ -16,7 +16,6 @@ from umamba_cli.pipeline.devices import Compute
 from umamba_cli.pipeline.errors import InputError
 from umamba_cli.pipeline.inference.export import labels_of_logits
 from umamba_cli.pipeline.networks.registry import NetworkPlan, find_model
-from umamba_cli.pipeline.networks.unet import UNet
 from umamba_cli.pipeline.progress import OnProgress, ignore_progress
 from umamba_cli.pipeline.reporting.progress import draw_progress
 from umamba_cli.pipeline.reporting.tensorboard import TensorBoardLog
@@ -73,15 +72,15 @@ def seeded_network(record: RunRecord, settings: TrainingSettings, store: Store, 
     """The network of a run, freshly initialised by its seed.
 
     Raises:
-        InputError: there is no such model, or it does not suit the plan.
-        InputError: checkpointing is asked of a network that has none.
+        InputError: there is no such model, it does not suit the plan, or checkpointing is asked of a network that has
+            none.
     """
     build = parts.network or find_model(record.model).build
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(settings.seed)
         network = build(recorded_plan(record, store.class_frequencies(record.train_cases)))
     if settings.checkpointing:
-        if not isinstance(network, UNet) and not hasattr(network, "checkpointing"):
+        if not hasattr(network, "checkpointing"):
             raise InputError(
                 f"{record.model} cannot compute its feature maps anew", next_step="leave --checkpointing out"
             )

@@ -62,7 +62,7 @@ def train_folds(
         return FoldsResult((train_fold(replace(job, fold=folds[0]), parts=parts, on_progress=on_progress),), {}, None)
     decided = _decided(job.workspace)
     job = replace(job, together=tuple(folds))
-    prepared = [prepare_training(replace(job, fold=fold), parts=parts, world=world) for fold in folds]
+    runs = [prepare_training(replace(job, fold=fold), parts=parts, world=world).run for fold in folds]
     trained: list[TrainingResult] = []
     left: dict[int | str, str] = {}
     with connected(world, choose_compute(device_of(job.device, world)).device):
@@ -78,7 +78,7 @@ def train_folds(
                 trained.append(train_fold(replace(job, fold=fold), parts=parts, on_progress=told))
             except RunBusyError as error:
                 left[fold] = error.problem
-    model_folder = prepared[0].run.folder.parent
+    model_folder = runs[0].folder.parent
     over_all = cross_validate(model_folder)
     if over_all and world.is_first:
         write_cross_validation(model_folder, over_all)

@@ -19,7 +19,7 @@ import umamba_cli
 from umamba_cli.pipeline.data.dataset import Dataset, DatasetDescription
 from umamba_cli.pipeline.data.files import beginning_of, read_model, write_text
 from umamba_cli.pipeline.data.splits import read_folds
-from umamba_cli.pipeline.data.workspace import Run, Workspace
+from umamba_cli.pipeline.data.workspace import Workspace
 from umamba_cli.pipeline.errors import InputError
 from umamba_cli.pipeline.geometry import FLAT_SPACING_MM, numbers_text, size_text
 from umamba_cli.pipeline.planning.fingerprint import Fingerprint
@@ -51,7 +51,7 @@ from umamba_cli.pipeline.workflows.report_trainings import (
     trainings_table,
 )
 from umamba_cli.pipeline.workflows.status import RunStatus, survey_runs
-from umamba_cli.pipeline.workflows.variants import variant_of
+from umamba_cli.pipeline.workflows.variants import variant_in
 
 _ROOM_FOR_TEXT = 50_000  # bytes that the cases' own texts and tables take
 _MOST_MODELS_IN_SHORT = 8
@@ -100,7 +100,7 @@ def write_report(
     _require_own_file(path)
     dataset, notes = _dataset(workspace)
     runs = survey_runs(workspace)
-    models = shown_models({run.run.parent.name: variant_of(Run(run.run)) for run in runs})
+    models = shown_models({folder.name: variant_in(folder) for folder in {run.run.parent for run in runs}})
     results = read_results(workspace, models)
     comparison, problems = read_comparison(workspace)
     content = _content(workspace, dataset, results, runs, models, comparison)

@@ -7,7 +7,6 @@ import math
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +22,7 @@ from umamba_cli.pipeline.networks.architecture import ModelVariant
 from umamba_cli.pipeline.progress import OnProgress, ignore_progress
 from umamba_cli.pipeline.runs.record import read_record
 from umamba_cli.pipeline.workflows.cross_validation import CrossValidation, cross_validate
+from umamba_cli.pipeline.workflows.variants import variant_in
 
 if TYPE_CHECKING:
     from umamba_cli.pipeline.workflows.pairs import Dices
@@ -293,9 +293,7 @@ def _unfinished(workspace: Workspace, name: str, folds: Iterable[int], count: in
     model, *rest = name.split("__")
     if not rest:
         return LeftOut(name, why)
-    variant = ModelVariant(model)
-    with suppress(InputError, StopIteration):
-        variant = read_record(Run(next((workspace.runs / name).glob("fold_*/run.json")).parent)).variant
+    variant = variant_in(workspace.runs / name) or ModelVariant(model)
     tag = ["--tag", rest[1]] if len(rest) > 1 and rest[1] != variant.tag else []
     command = ["umamba", "train", str(workspace.folder), "-c", rest[0], "-m", variant.title, *tag]
     words = [*command, "-f", _folds_text(missing)]

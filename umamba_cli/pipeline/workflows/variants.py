@@ -20,6 +20,12 @@ def variant_of(run: Run) -> ModelVariant | None:
     return None
 
 
+def variant_in(model_folder: Path) -> ModelVariant | None:
+    """What the folds of a folder are of, by the first whose run.json can be read; None where there is none."""
+    found = (variant_of(Run(fold)) for fold in sorted(model_folder.glob("fold_*")))
+    return next(filter(None, found), None)
+
+
 def require_same_variant_beside(run: Run, variant: ModelVariant, restarted: Collection[Path]) -> None:
     """The folds of a folder are averaged, so that all are of one variant.
 
